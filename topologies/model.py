@@ -1,0 +1,339 @@
+"""Nodes, links and slices as frozen data.
+
+A :class:`Topology` describes a network; it is not a running one. Everything is in SI units with
+the unit in the name; parsing of "10ms" or "20Mbps" happens in the scenario loader only.
+Constructors check their own values; :class:`Topology` checks that the parts fit together.
+Every failure is a :class:`TopologyError` that says what, got, allowed, where.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, TypeVar
+
+NAME_PATTERN = re.compile(r"[a-z][a-z0-9-]{0,30}")
+DEFAULT_WORK_NS_PER_BIT = 40.0
+
+
+class TopologyError(ValueError):
+    """A topology that cannot exist; the message names the element, the value and what is allowed."""
+
+
+def _check_name(what: str, name: str) -> None:
+    if not NAME_PATTERN.fullmatch(name):
+        raise TopologyError(
+            f"{what} name must match {NAME_PATTERN.pattern} (lower case, digits, hyphens), got {name!r}"
+        )
+
+
+def _check_range(where: str, quantity: str, value: float | None, low: float, high: float = math.inf) -> None:
+    if value is None:
+        return
+    if not (math.isfinite(value) and low <= value <= high):
+        top = "inf)" if math.isinf(high) else f"{high:g}]"
+        raise TopologyError(f"{where}: {quantity} must be in [{low:g}, {top}, got {value:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """What every node has. ``image`` None means TwinBed's own base image; limits None mean unlimited."""
+
+    kind: ClassVar[str] = ""
+    name: str
+    image: str | None = None
+    cpu_millicores: float | None = None
+    memory_mib: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_name("node", self.name)
+        _check_range(f"node {self.name}", "cpu_millicores", self.cpu_millicores, 10)
+        _check_range(f"node {self.name}", "memory_mib", self.memory_mib, 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ue(Node):
+    """A container that carries ``count`` UEs of one slice, each with its own PDU session and address.
+
+    ``cqi_script`` is ((time_s, cqi), ...), a step function that replaces the channel model.
+    ``always_attached`` UEs attach at time 0; the others attach when their first flow starts and
+    detach when their last one ends.
+    """
+
+    kind: ClassVar[str] = "ue"
+    slice: str
+    count: int = 1
+    distance_m: float = 100.0
+    speed_mps: float = 0.8
+    cqi_script: tuple[tuple[float, int], ...] = ()
+    always_attached: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        where = f"ue {self.name}"
+        _check_range(where, "count", self.count, 1, 1000)
+        _check_range(where, "distance_m", self.distance_m, 10, 5000)
+        _check_range(where, "speed_mps", self.speed_mps, 0, 150)
+        for time_s, cqi in self.cqi_script:
+            _check_range(where, "cqi_script time_s", time_s, 0)
+            _check_range(where, "cqi", cqi, 0, 15)
+
+    @property
+    def ue_ids(self) -> tuple[str, ...]:
+        """Identifiers of the single UEs: ``name.1`` ... ``name.count``."""
+        return tuple(f"{self.name}.{index}" for index in range(1, self.count + 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gnb(Node):
+    """A gNB: one carrier of ``prb_total`` PRBs, a MAC scheduler, and work per processed bit.
+
+    ``work_ns_per_bit`` is CPU time spent per user-plane bit, which makes CPU millicores limit
+    throughput (MicroOpt's testbed: about 120 ns per bit; the default is scaled to small hosts).
+    """
+
+    kind: ClassVar[str] = "gnb"
+    prb_total: int = 106
+    subcarrier_khz: int = 30
+    carrier_ghz: float = 3.5
+    tx_power_dbm: float = 43.0
+    path_loss: Literal["uma", "umi"] = "uma"
+    scheduler: Literal["pf", "rr"] = "pf"
+    work_ns_per_bit: float = DEFAULT_WORK_NS_PER_BIT
+    queue_bytes: int = 300_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        where = f"gnb {self.name}"
+        _check_range(where, "prb_total", self.prb_total, 1, 275)
+        if self.subcarrier_khz not in (15, 30, 60):
+            raise TopologyError(f"{where}: subcarrier_khz must be one of 15, 30, 60, got {self.subcarrier_khz}")
+        _check_range(where, "carrier_ghz", self.carrier_ghz, 0.5, 100)
+        _check_range(where, "tx_power_dbm", self.tx_power_dbm, -30, 80)
+        if self.path_loss not in ("uma", "umi"):
+            raise TopologyError(f"{where}: path_loss must be one of uma, umi, got {self.path_loss}")
+        if self.scheduler not in ("pf", "rr"):
+            raise TopologyError(f"{where}: scheduler must be one of pf, rr, got {self.scheduler}")
+        _check_range(where, "work_ns_per_bit", self.work_ns_per_bit, 0, 10_000)
+        _check_range(where, "queue_bytes", self.queue_bytes, 1500)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upf(Node):
+    """The UPF of one slice: terminates N3 (GTP-U), forwards to N6."""
+
+    kind: ClassVar[str] = "upf"
+    slice: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class App(Node):
+    """An application behind N6.
+
+    ``stream``: sends constant-rate UDP to the UEs that ask for it (video-like).
+    ``request``: HTTP request/response, ``cpu_ms_per_request`` of CPU time each, behind a load
+    balancer over ``replicas`` containers.
+    ``telemetry``: UDP sink for uplink reports.
+    """
+
+    kind: ClassVar[str] = "app"
+    service: Literal["stream", "request", "telemetry"]
+    cpu_ms_per_request: float = 2.0
+    response_bytes: int = 2000
+    replicas: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        where = f"app {self.name}"
+        if self.service not in ("stream", "request", "telemetry"):
+            raise TopologyError(f"{where}: service must be one of stream, request, telemetry, got {self.service}")
+        _check_range(where, "cpu_ms_per_request", self.cpu_ms_per_request, 0, 10_000)
+        _check_range(where, "response_bytes", self.response_bytes, 1, 10_000_000)
+        _check_range(where, "replicas", self.replicas, 1, 16)
+        if self.replicas > 1 and self.service != "request":
+            raise TopologyError(f"{where}: replicas > 1 needs service request, got service {self.service}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Switch(Node):
+    """An OpenFlow switch (Open vSwitch)."""
+
+    kind: ClassVar[str] = "switch"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Container(Node):
+    """Any container; ``command`` runs in it."""
+
+    kind: ClassVar[str] = "container"
+    command: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host(Node):
+    """A bare network namespace."""
+
+    kind: ClassVar[str] = "host"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """A bidirectional link; bandwidth, delay, jitter and loss hold in each direction.
+
+    ``bandwidth_bps`` None means not limited.
+    """
+
+    a: str
+    b: str
+    a_interface: str | None = None
+    b_interface: str | None = None
+    bandwidth_bps: float | None = None
+    delay_s: float = 0.0
+    jitter_s: float = 0.0
+    loss_ratio: float = 0.0
+
+    def __post_init__(self) -> None:
+        where = f"link {self.name}"
+        if self.a == self.b:
+            raise TopologyError(f"{where}: the two ends must differ")
+        _check_range(where, "bandwidth_bps", self.bandwidth_bps, 10_000)
+        _check_range(where, "delay_s", self.delay_s, 0, 60)
+        _check_range(where, "jitter_s", self.jitter_s, 0, 60)
+        _check_range(where, "loss_ratio", self.loss_ratio, 0, 1)
+        for interface in (self.a_interface, self.b_interface):
+            if interface is not None and not re.fullmatch(r"[a-z][a-z0-9-]{0,14}", interface):
+                raise TopologyError(f"{where}: interface must be 1 to 15 of a-z, 0-9, '-', got {interface!r}")
+
+    @property
+    def name(self) -> str:
+        """``a-b``, the two ends in the order of the file."""
+        return f"{self.a}-{self.b}"
+
+    @property
+    def impaired(self) -> bool:
+        """Whether the link declares delay, jitter or loss."""
+        return self.delay_s > 0 or self.jitter_s > 0 or self.loss_ratio > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sla:
+    """What a slice was promised. None means not promised.
+
+    ``q_thresh_bps``: QoS threshold, throughput per active user (MicroOpt §III, equation 1).
+    ``beta_thresh``: highest accepted QoS degradation, 0 to 1.
+    ``latency_bound_s``: bound on the 95th percentile of the one-way delay.
+    """
+
+    q_thresh_bps: float | None = None
+    beta_thresh: float | None = None
+    latency_bound_s: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_range("sla", "q_thresh_bps", self.q_thresh_bps, 0)
+        _check_range("sla", "beta_thresh", self.beta_thresh, 0, 1)
+        _check_range("sla", "latency_bound_s", self.latency_bound_s, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """A network slice: S-NSSAI, SLA, and its resources at time 0 in each segment.
+
+    ``prb_share``: share of each gNB's PRBs (0 to 1). ``cpu_millicores``: CPU of the slice's part of
+    each gNB. ``bandwidth_bps``: the slice's transport rate in each direction. None = not limited.
+    """
+
+    name: str
+    sst: int
+    sd: str = "000001"
+    sla: Sla = field(default_factory=Sla)
+    prb_share: float
+    cpu_millicores: float | None = None
+    bandwidth_bps: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_name("slice", self.name)
+        where = f"slice {self.name}"
+        _check_range(where, "sst", self.sst, 0, 255)
+        if not re.fullmatch(r"[0-9a-fA-F]{6}", self.sd):
+            raise TopologyError(f"{where}: sd must be six hexadecimal digits, got {self.sd!r}")
+        _check_range(where, "prb_share", self.prb_share, 0, 1)
+        _check_range(where, "cpu_millicores", self.cpu_millicores, 10)
+        _check_range(where, "bandwidth_bps", self.bandwidth_bps, 10_000)
+
+
+_N = TypeVar("_N", bound=Node)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topology:
+    """Nodes, links and slices that fit together.
+
+    ``slicing`` False means that the slices are only labels: one PRB pool, one gNB CPU budget and one
+    transport queue for all of them (what a network without a slicer does).
+    """
+
+    name: str
+    nodes: tuple[Node, ...]
+    links: tuple[Link, ...]
+    slices: tuple[Slice, ...] = ()
+    slicing: bool = True
+
+    def __post_init__(self) -> None:
+        _check_name("topology", self.name)
+        self._check_unique("node", [node.name for node in self.nodes])
+        self._check_unique("slice", [slice_.name for slice_ in self.slices])
+        self._check_unique("link", [link.name for link in self.links])
+        names = {node.name for node in self.nodes}
+        for link in self.links:
+            for end in (link.a, link.b):
+                if end not in names:
+                    raise TopologyError(f"link {link.name}: no node named {end}; nodes: {', '.join(sorted(names))}")
+        slice_names = {slice_.name for slice_ in self.slices}
+        for node in self.nodes:
+            if isinstance(node, Ue | Upf) and node.slice not in slice_names:
+                known = ", ".join(sorted(slice_names)) or "none"
+                raise TopologyError(f"{node.kind} {node.name}: no slice named {node.slice}; slices: {known}")
+        total = sum(slice_.prb_share for slice_ in self.slices)
+        if total > 1 + 1e-9:
+            raise TopologyError(f"slices: the prb_share of all slices must add up to at most 1, got {total:g}")
+
+    @staticmethod
+    def _check_unique(what: str, names: list[str]) -> None:
+        seen: set[str] = set()
+        for name in names:
+            if name in seen:
+                raise TopologyError(f"{what} {name}: the name is used twice")
+            seen.add(name)
+
+    def node(self, name: str) -> Node:
+        """The node of this name; KeyError when there is none."""
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise KeyError(name)
+
+    def slice_named(self, name: str) -> Slice:
+        """The slice of this name; KeyError when there is none."""
+        for slice_ in self.slices:
+            if slice_.name == name:
+                return slice_
+        raise KeyError(name)
+
+    def link_named(self, name: str) -> Link:
+        """The link of this name, in either order of its ends; KeyError when there is none."""
+        for link in self.links:
+            if name in (link.name, f"{link.b}-{link.a}"):
+                return link
+        raise KeyError(name)
+
+    def of_kind(self, kind: type[_N]) -> Iterator[_N]:
+        """All nodes of one class, in file order."""
+        for node in self.nodes:
+            if isinstance(node, kind):
+                yield node
+
+    def neighbours(self, name: str) -> tuple[str, ...]:
+        """Names of the nodes that share a link with ``name``, in file order."""
+        return tuple(link.b if link.a == name else link.a for link in self.links if name in (link.a, link.b))

@@ -1,0 +1,52 @@
+# TwinBed. `make scenario` and `make test` set up everything they need and may be repeated.
+SHELL := /bin/bash
+TWIN := .venv/bin/twin
+PYTEST := .venv/bin/python -m pytest
+
+.PHONY: help setup setup-test images scenario test check format docs benchmarks gc
+
+help:
+	@echo "make scenario    set up, run the quickstart scenario, write runs/<id>/report.html"
+	@echo "make test        set up, run every test"
+	@echo "make setup       packages, .venv, Docker and Open vSwitch only"
+	@echo "make images      build the base container image"
+	@echo "make check       ruff, mypy, import-linter, generated reference up to date"
+	@echo "make format      let ruff format and fix"
+	@echo "make docs        generate docs/reference and the JSON Schema from the code"
+	@echo "make benchmarks  print every benchmark figure against its reference (about 10 minutes)"
+	@echo "make gc          remove what dead runs left on this host"
+
+setup:
+	@tools/setup
+
+setup-test:
+	@tools/setup test
+
+images: setup
+	@.venv/bin/python -m twin.emulation.images
+
+scenario: setup
+	@$(TWIN) run quickstart --fidelity emulation --fallback flow
+
+test: setup-test
+	@$(PYTEST)
+
+check: setup-test
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	.venv/bin/python tools/generate_reference.py --check
+
+format: setup-test
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+docs: setup
+	.venv/bin/python tools/generate_reference.py
+
+benchmarks: setup-test
+	@for script in benchmarks/*.py; do echo "== $$script"; .venv/bin/python "$$script" || exit 1; done
+
+gc: setup
+	@$(TWIN) gc

@@ -31,9 +31,9 @@ Method = Literal["host", "mmdebstrap"]
 Progress = Callable[[str], None]
 
 BASE_PACKAGES = (
-    "bash coreutils grep sed mawk findutils hostname util-linux procps psmisc "
-    "python3 iproute2 iputils-ping net-tools ethtool iperf iperf3 ca-certificates"
-).split()
+    *("bash", "coreutils", "grep", "sed", "mawk", "findutils", "hostname", "util-linux", "procps", "psmisc"),
+    *("python3", "iproute2", "iputils-ping", "net-tools", "ethtool", "iperf", "iperf3", "ca-certificates"),
+)
 BASE_REPOSITORY = "twinbed/base"
 BASE_COMMAND = ("sleep", "infinity")
 _OPTIONAL = {"ca-certificates"}

@@ -2,7 +2,7 @@
 
 One ``ip`` process per interface costs about 3 ms and a network of 100 hosts needs 400 of them; here
 every message of a step travels in one ``send`` (rtnetlink(7)) and each is acknowledged, so that a
-refused one raises :class:`NetlinkError` naming it. A namespace is a file descriptor
+refused one raises :class:`InterfaceError` naming it. A namespace is a file descriptor
 (``/proc/PID/ns/net``), ``None`` is the namespace of the calling thread.
 """
 
@@ -33,7 +33,7 @@ _BATCH = 48  # messages a send: their acknowledgements must fit the default rece
 _Result = TypeVar("_Result")
 
 
-class NetlinkError(OSError):
+class InterfaceError(OSError):
     """The kernel refused a message; the text names what was asked for."""
 
 
@@ -147,7 +147,7 @@ class Netlink:
 
     def send(self, messages: Sequence[Message]) -> None:
         """Send all, wait for every acknowledgement, raise for the first that was refused."""
-        failed: NetlinkError | None = None
+        failed: InterfaceError | None = None
         for start in range(0, len(messages), _BATCH):
             waiting: dict[int, Message] = {}
             wire = bytearray()
@@ -165,7 +165,7 @@ class Netlink:
         if failed:
             raise failed
 
-    def _read_acknowledgements(self, waiting: dict[int, Message]) -> NetlinkError | None:
+    def _read_acknowledgements(self, waiting: dict[int, Message]) -> InterfaceError | None:
         failed = None
         data = self._socket.recv(65536)
         offset = 0
@@ -175,7 +175,7 @@ class Netlink:
             if message is not None:
                 code = -struct.unpack_from("=i", data, offset + 16)[0]
                 if code and not (message.missing_ok and code == 19):
-                    failed = failed or NetlinkError(code, f"{message.what}: {os.strerror(code)}")
+                    failed = failed or InterfaceError(code, f"{message.what}: {os.strerror(code)}")
             offset += (length + 3) & ~3
         return failed
 
@@ -279,4 +279,4 @@ def checksums_off(names: Sequence[str]) -> None:
             try:
                 fcntl.ioctl(control, _SIOCETHTOOL, request)
             except OSError as error:
-                raise NetlinkError(error.errno, f"interface {name}: tx off: {os.strerror(error.errno)}") from None
+                raise InterfaceError(error.errno, f"interface {name}: tx off: {error.strerror}") from None

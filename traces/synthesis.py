@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,7 +130,10 @@ def daily_shape(statistics: CellStatistics) -> NDArray[np.float64]:
     weekly_square = (2 * weekend**2 + 5 * weekday**2) / 7
     variation = statistics.sd / statistics.mean
     square = (1 + variation**2) / (weekly_square * math.exp(RESIDUAL_VARIANCE))
-    target = np.array([math.sqrt(max(square, 1.0)), statistics.night_ratio])
+    impossible = TraceError(f"synthesis: no daily shape has these statistics: {statistics}")
+    if square < 1:  # the week and the residual alone vary more than asked for
+        raise impossible
+    target = np.array([math.sqrt(square), statistics.night_ratio])
     point = np.array([1.0, 0.0])
     for _ in range(100):
         error = _shape_figures(point) - target
@@ -145,7 +148,7 @@ def daily_shape(statistics: CellStatistics) -> NDArray[np.float64]:
         )
         move = np.linalg.solve(jacobian, -error)
         point = point + move * min(1.0, 0.5 / float(np.abs(move).max()))
-    raise TraceError(f"synthesis: no daily shape has these statistics: {statistics}")
+    raise impossible
 
 
 def _shape(point: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -184,7 +187,7 @@ _OTHER_SHARES = (0.11, 0.10, 0.09, 0.10)
 
 
 def write_day(
-    stream: IO[bytes], traces: Mapping[int, Trace], day: int, first_day: date, rng: np.random.Generator
+    stream: BinaryIO | gzip.GzipFile, traces: Mapping[int, Trace], day: int, first_day: date, rng: np.random.Generator
 ) -> None:
     """Write day ``day`` (0 = ``first_day``) of synthetic traces in Telecom Italia's exact TSV layout.
 

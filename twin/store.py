@@ -10,6 +10,7 @@ import errno
 import json
 import math
 import os
+import resource
 import secrets
 import shutil
 import sqlite3
@@ -254,18 +255,28 @@ class RunStore:
         except sqlite3.Error as error:
             with suppress(sqlite3.Error):  # a full disk has rolled back already
                 self._db.execute("ROLLBACK")
+            self._forget()
             self._broken = self._failure(error)
             raise self._broken from error
-        finally:
-            for rows in (
-                self._new_series,
-                self._samples,
-                self._actions,
-                self._events,
-                self._probes,
-                self._timings,
-            ):
-                rows.clear()
+        except BaseException:
+            # A signal handler raised: either nothing was written yet, or all of it.
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            else:
+                self._forget()
+            raise
+        self._forget()
+
+    def _forget(self) -> None:
+        for rows in (
+            self._new_series,
+            self._samples,
+            self._actions,
+            self._events,
+            self._probes,
+            self._timings,
+        ):
+            rows.clear()
 
     def finish(self, status: Status, reason: str = "", **entries: object) -> None:
         """Write the rest and the last manifest; never raises for a disk that is full already."""
@@ -307,8 +318,9 @@ class RunStore:
         code = getattr(error, "sqlite_errorcode", None)
         number = getattr(error, "errno", None)
         full = code == sqlite3.SQLITE_FULL or number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        # A -shm file that cannot grow is reported as an I/O error.
-        if full or (code is not None and code & 0xFF == sqlite3.SQLITE_IOERR and free < 2**20):
+        # SQLite reports a limit on the size of files, and a -shm file that cannot grow, as I/O errors.
+        limited = resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
+        if full or (code is not None and code & 0xFF == sqlite3.SQLITE_IOERR and (limited or free < 2**20)):
             return StoreFull(f"run folder {self.path}: no space left ({free / 2**20:.1f} MiB free): {_reason(error)}")
         return StoreError(f"run folder {self.path}: {_reason(error)}")
 

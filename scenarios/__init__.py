@@ -1,0 +1,1 @@
+"""Scenario files, the loop of a run, and the command line."""

@@ -1,0 +1,115 @@
+"""Controllers that break the rules, for the tests of the engine."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+
+from controllers.base import ControllerContext
+from twin.types import Action, Observation
+
+
+class Good:
+    """Raises the CPU of every slice in its scope by ``step`` at each decision."""
+
+    def __init__(self, context: ControllerContext, step: float = 10.0, knob: str = "cpu_millicores") -> None:
+        if step == 0:
+            raise ValueError("step must not be 0, got 0")
+        self.context, self.step, self.knob = context, step, knob
+        self.seen: list[float] = []
+        self.value = 500.0
+
+    def observe(self, observation: Observation) -> None:
+        self.seen.append(observation.time_s)
+
+    def act(self) -> Sequence[Action]:
+        self.value += self.step
+        return [Action(entity, self.knob, self.value) for entity in self.context.scope]
+
+
+class SeesAll(Good):
+    """Refuses to work unless it was shown every interval."""
+
+    def act(self) -> Sequence[Action]:
+        assert self.seen == [float(k + 1) for k in range(len(self.seen))]
+        return [Action(self.context.scope[0], "cpu_millicores", 100.0 + len(self.seen))]
+
+
+class Raises(Good):
+    """Acts well the first time, then raises."""
+
+    def act(self) -> Sequence[Action]:
+        if self.value > 500:
+            raise RuntimeError("no idea")
+        return super().act()
+
+
+class ObserveRaises(Good):
+    """Cannot stand to look."""
+
+    def observe(self, observation: Observation) -> None:
+        raise KeyError(f"at {observation.time_s:g}")
+
+
+class Hangs(Good):
+    """Acts well the first time, then spins and ignores everything."""
+
+    def act(self) -> Sequence[Action]:
+        while self.value > 500:
+            pass
+        return super().act()
+
+
+class Exits(Good):
+    """Takes its process with it."""
+
+    def act(self) -> Sequence[Action]:
+        os._exit(3)
+
+
+class Says(Good):
+    """Returns whatever ``answer`` names."""
+
+    def __init__(self, context: ControllerContext, answer: str) -> None:
+        super().__init__(context)
+        self.answer = answer
+
+    def act(self) -> Sequence[Action]:
+        entity = self.context.scope[0]
+        answers: dict[str, object] = {
+            "none": None,
+            "text": "cpu_millicores",
+            "tuple": [(entity, "cpu_millicores", 5.0)],
+            "nan": [Action(entity, "cpu_millicores", float("nan"))],
+            "bool": [Action(entity, "cpu_millicores", True)],
+            "list": [Action(entity, "cpu_millicores", [1])],  # type: ignore[arg-type]
+            "unknown knob": [Action(entity, "cpu", 5.0)],
+            "out of range": [Action(entity, "cpu_millicores", -5.0)],
+            "out of scope": [Action("slice:other", "cpu_millicores", 500.0)],
+        }
+        return answers[self.answer]  # type: ignore[return-value]
+
+
+class Prints(Good):
+    """Talks on standard output, where the command line prints its JSON."""
+
+    def act(self) -> Sequence[Action]:
+        print("hello from a controller", flush=True)
+        os.write(1, b"hello from its file descriptor\n")
+        return super().act()
+
+
+class Slow(Good):
+    """Takes 0.3 s a decision."""
+
+    def act(self) -> Sequence[Action]:
+        time.sleep(0.3)
+        return super().act()
+
+
+class NeverReady(Good):
+    """Raises an odd error when it is made."""
+
+    def __init__(self, context: ControllerContext) -> None:
+        raise OSError(f"no model file for {context.scope[0]}")

@@ -135,6 +135,9 @@ def make_plan(topology: Topology) -> Plan:
     """Work out addresses, pairs and routes; TopologyError names what cannot be wired."""
     if len(topology.slices) > MAX_SLICES:
         raise TopologyError(f"slices: at most {MAX_SLICES} on emulation, got {len(topology.slices)}")
+    for gnb in topology.of_kind(Gnb):
+        if gnb.cpu_millicores is not None:
+            raise TopologyError(f"gnb {gnb.name}: cpu_millicores is a resource of each slice, not of the whole gNB")
     radio_links = _radio_links(topology)
     interfaces = _interfaces(topology, radio_links)
     slice_upfs = {

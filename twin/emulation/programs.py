@@ -24,7 +24,7 @@ SHARED = "shared"
 class ProgramSpec:
     """One program: ``name`` is unique in the run, ``module`` is under ``twin.emulation.dataplane``.
 
-    ``cgroup`` is the path below the run's own cgroup for programs with a limit of their own, None for
+    ``cgroup`` names a group below the run's own for programs with a limit of their own, None for
     programs that count towards their container.
     """
 
@@ -200,7 +200,7 @@ def gnb_programs(plan: Plan, gnb: Gnb, *, seed: int, epoch_ns: int) -> Iterator[
                     ue.id: _gnb_ue(plan, ue.id) for ue in plan.ues.values() if ue.gnb == gnb.name and ue.slice in names
                 },
             },
-            cgroup=f"{gnb.name}/{part}",
+            cgroup=gnb_program(gnb.name, part),
         )
 
 

@@ -55,18 +55,28 @@ class TimedAction:
 
 @dataclass(frozen=True, kw_only=True)
 class Assertion:
-    """``statistic`` over the run of one KPI, compared with ``value``: what ``assert:`` promises."""
+    """``statistic`` of one KPI over ``window_s`` (None: the whole run) compared with ``value`` (SI).
+
+    ``text`` is how the file says it.
+    """
 
     entity: str
     kpi: str
     statistic: Statistic
     comparison: Comparison
     value: float
+    window_s: tuple[float, float] | None = None
+    text: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """Everything a run needs. ``interval_s`` is the time between two observations."""
+    """Everything a run needs. ``interval_s`` is the time between two observations.
+
+    ``time_compression``: traces were played this much faster. ``document`` is the scenario file as
+    plain data with the overrides applied; loading it again gives the same scenario. ``source`` is the
+    path of the file.
+    """
 
     name: str
     topology: Topology
@@ -80,3 +90,5 @@ class Scenario:
     fidelity: Fidelity = "flow"
     description: str = ""
     source: str = ""
+    time_compression: float = 1.0
+    document: Mapping[str, object] = field(default_factory=dict)

@@ -1,0 +1,46 @@
+"""What is wrong with a scenario: one line per problem, collected, in the order of the file."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """One line for the user: ``FILE:LINE: what, got, allowed``; ``line`` 0 means the file as a whole."""
+
+    file: str
+    line: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.text}" if self.line else f"{self.file}: {self.text}"
+
+
+class ScenarioFileError(ValueError):
+    """A scenario that cannot be used; ``problems`` holds one entry per mistake."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(sorted(dict.fromkeys(problems)))
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean X?)`` for the known name that is nearest to ``name``, or nothing."""
+    known = list(known)
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if not found:
+        folded = {item.lower().replace("-", "_"): item for item in known}
+        found = [
+            folded[match]
+            for match in difflib.get_close_matches(name.lower().replace("-", "_"), list(folded), n=1, cutoff=0.6)
+        ]
+    return f" (did you mean {found[0]}?)" if found else ""
+
+
+def unknown(what: str, name: object, known: Iterable[str]) -> str:
+    """``no WHAT named NAME (did you mean X?); known: ...``."""
+    known = list(known)
+    return f"no {what} named {name!s}{nearest(str(name), known)}; known: {', '.join(known) or 'none'}"

@@ -1,0 +1,374 @@
+"""The topology of a scenario file: builders, nodes, links and slices, checked to fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from scenarios import units
+from scenarios.errors import Problem, nearest, unknown
+from scenarios.schema import (
+    AppNode,
+    ComputeResources,
+    ContainerNode,
+    GnbNode,
+    HostNode,
+    LinkEntry,
+    NodeSettings,
+    ScenarioFile,
+    SliceEntry,
+    SwitchNode,
+    UeNode,
+    UpfNode,
+)
+from scenarios.source import Location, Source, dotted
+from scenarios.units import Quantity, UnitError
+from topologies.fragment import Fragment
+from topologies.model import App, Container, Gnb, Host, Link, Node, Sla, Slice, Switch, Topology, TopologyError, Ue, Upf
+from topologies.paths import default_path, slice_upf
+from topologies.registry import BUILDERS, Builder
+
+_KINDS: dict[type[NodeSettings], type[Node]] = {
+    UeNode: Ue,
+    GnbNode: Gnb,
+    UpfNode: Upf,
+    AppNode: App,
+    SwitchNode: Switch,
+    ContainerNode: Container,
+    HostNode: Host,
+}
+
+# Keys of the file that are spelled otherwise in the model, so that an error of the model finds its line.
+_FILE_KEYS = {
+    "bandwidth_bps": "bw",
+    "delay_s": "delay",
+    "jitter_s": "jitter",
+    "loss_ratio": "loss",
+    "interface": "endpoints",
+}
+
+# Arguments of builders: the unit at the end of the name says how the value is written in a file.
+_SUFFIXES: dict[str, tuple[str, Quantity]] = {
+    "bandwidth_bps": ("bw", units.BANDWIDTH),
+    "delay_s": ("delay", units.DELAY),
+    "jitter_s": ("jitter", units.DELAY),
+    "loss_ratio": ("loss", units.LOSS),
+    "cpu_millicores": ("cpu", units.CPU),
+    "memory_mib": ("memory", units.MEMORY),
+}
+
+
+def builder_keys(builder: Builder) -> dict[str, tuple[str, Quantity | None]]:
+    """What may stand under ``with:``: key of the file -> (argument of the builder, quantity)."""
+    keys: dict[str, tuple[str, Quantity | None]] = {}
+    for argument in builder.parameters:
+        for suffix, (key, quantity) in _SUFFIXES.items():
+            if argument.endswith(suffix):
+                keys[argument.removesuffix(suffix) + key] = (argument, quantity)
+                break
+        else:
+            keys[argument] = (argument, None)
+    return keys
+
+
+class NetworkReader:
+    """Builds the topology; every mistake is added to ``problems`` at its line."""
+
+    def __init__(self, source: Source, document: ScenarioFile) -> None:
+        self.source = source
+        self.document = document
+        self.problems: list[Problem] = []
+        self._nodes: dict[str, tuple[Node, Location]] = {}
+        self._links: list[tuple[Link, Location]] = []
+
+    def read(self) -> Topology | None:
+        """The topology, or None when there are problems."""
+        for index, entry in enumerate(self.document.topology.builders):
+            self._add_builder(("topology", "builders", index), entry.use, entry.with_)
+        for name, settings in self.document.topology.nodes.items():
+            self._add_node(("topology", "nodes", name), name, settings)
+        for index, link in enumerate(self.document.topology.links):
+            self._add_link(("topology", "links", index), link)
+        if not self._nodes and not self.problems:
+            self.report(("topology",), "no nodes: a topology needs nodes or builders")
+        self._check_links()
+        slices = self._slices()
+        self._check_node_slices()
+        self._limit_nodes()
+        if self.problems:
+            return None
+        try:
+            topology = Topology(
+                name=self.document.name,
+                nodes=tuple(node for node, _ in self._nodes.values()),
+                links=tuple(link for link, _ in self._links),
+                slices=slices,
+                slicing=self.document.slicing,
+            )
+        except TopologyError as error:
+            self.report(("topology",), str(error))
+            return None
+        self._check_reachable(topology)
+        return None if self.problems else topology
+
+    def report(self, location: Location, text: str) -> None:
+        self.problems.append(self.source.problem(location, f"{dotted(location)}: {text}"))
+
+    def _report_model(self, location: Location, error: TopologyError, data: Mapping[str, Any]) -> None:
+        """Report an error of the model at the key that it is about, if the file has it."""
+        text = str(error)
+        keys = [key for key in data if f" {key} " in f" {text} "]
+        keys += [key for word, key in _FILE_KEYS.items() if f" {word} " in f" {text} " and key in data]
+        self.problems.append(self.source.problem((*location, *keys[:1]), text))
+
+    # --- nodes and links
+
+    def _add_builder(self, location: Location, name: str, given: Mapping[str, Any]) -> None:
+        builder = BUILDERS.get(name)
+        if builder is None:
+            self.report((*location, "use"), unknown("topology builder", name, BUILDERS))
+            return
+        keys = builder_keys(builder)
+        arguments: dict[str, Any] = {}
+        before = len(self.problems)
+        for key, value in given.items():
+            at = (*location, "with", key)
+            if key not in keys:
+                self.report(at, f"unknown key {key}{nearest(str(key), keys)}; allowed: {', '.join(keys)}")
+                continue
+            argument, quantity = keys[key]
+            try:
+                arguments[argument] = quantity.parse(value) if quantity else self._plain(builder, argument, value)
+            except (UnitError, TopologyError) as error:
+                self.report(at, str(error))
+        for key, (argument, _) in keys.items():
+            if builder.parameters[argument].default is builder.parameters[argument].empty and key not in given:
+                self.report((*location, "with"), f"{key} is missing")
+        if len(self.problems) > before:
+            return
+        try:
+            fragment: Fragment = builder.build(**arguments)
+        except TopologyError as error:
+            self.problems.append(
+                self.source.problem(self._mentioned((*location, "with"), given, str(error)), str(error))
+            )
+            return
+        for node in fragment.nodes:
+            self._keep_node(node, location)
+        self._links += [(link, location) for link in fragment.links]
+
+    def _plain(self, builder: Builder, argument: str, value: Any) -> Any:
+        """A value that is no quantity, checked against the annotation of the builder's argument."""
+        wanted = str(builder.parameters[argument].annotation)
+        checks: dict[str, tuple[type | tuple[type, ...], str]] = {
+            "int": (int, "a whole number"),
+            "str": (str, "text"),
+            "Sequence": (list, "a list"),
+            "Mapping": (dict, "a mapping"),
+        }
+        for start, (kinds, words) in checks.items():
+            if wanted.startswith(start) and (not isinstance(value, kinds) or isinstance(value, bool)):
+                raise TopologyError(f"got {value!r}, allowed {words}")
+        if isinstance(value, dict):
+            return {key: self._node_settings(item) for key, item in value.items()}
+        return value
+
+    @staticmethod
+    def _node_settings(settings: Any) -> Any:
+        """Settings of one node under ``with:``; ``cpu`` and ``memory`` may carry a unit as elsewhere."""
+        if not isinstance(settings, dict):
+            return settings
+        result = dict(settings)
+        for argument in ("cpu_millicores", "memory_mib"):
+            key, quantity = _SUFFIXES[argument]
+            if key in result:
+                result[argument] = quantity.parse(result.pop(key))
+        return result
+
+    @staticmethod
+    def _mentioned(location: Location, given: Any, text: str) -> Location:
+        """The deepest path of keys under ``location`` that ``text`` names."""
+        words = text.replace(":", " ").split()
+        while isinstance(given, Mapping):
+            found = [key for key in given if str(key) in words]
+            if not found:
+                break
+            location, given = (*location, found[0]), given[found[0]]
+            words.remove(str(found[0]))
+        if location[-1] == "with" and isinstance(given, Mapping):
+            for key, value in given.items():
+                if isinstance(value, Mapping):
+                    deeper = NetworkReader._mentioned((*location, key), value, text)
+                    if len(deeper) > len(location) + 1:
+                        return deeper
+        return location
+
+    def _add_node(self, location: Location, name: str, settings: NodeSettings) -> None:
+        given = {key: getattr(settings, key) for key in settings.model_fields_set}
+        given = {key: value for key, value in given.items() if value is not None and key != "kind"}
+        for argument in ("cpu_millicores", "memory_mib"):
+            key = _SUFFIXES[argument][0]
+            if key in given and argument in given:
+                self.report((*location, argument), f"{key} and {argument} are the same thing; give one of them")
+            if key in given:
+                given[argument] = given.pop(key)
+        try:
+            self._keep_node(_KINDS[type(settings)](name=name, **given), location)
+        except TopologyError as error:
+            self._report_model(location, error, self.source_data(location))
+
+    def source_data(self, location: Location) -> Mapping[str, Any]:
+        """The plain data of the file at ``location``, which exists and is a mapping."""
+        data: Any = self.source.data
+        for part in location:
+            data = data[part]
+        assert isinstance(data, Mapping)
+        return data
+
+    def _keep_node(self, node: Node, location: Location) -> None:
+        if node.name in self._nodes:
+            first = self.source.problem(self._nodes[node.name][1], "").line
+            self.report(location, f"duplicate name {node.name!r}: also the name of the node in line {first}")
+            return
+        self._nodes[node.name] = (node, location)
+
+    def _add_link(self, location: Location, entry: LinkEntry) -> None:
+        ends = [end.partition(":") for end in entry.endpoints]
+        try:
+            link = Link(
+                a=ends[0][0],
+                b=ends[1][0],
+                a_interface=ends[0][2] or None,
+                b_interface=ends[1][2] or None,
+                bandwidth_bps=entry.bw,
+                delay_s=entry.delay or 0.0,
+                jitter_s=entry.jitter or 0.0,
+                loss_ratio=entry.loss or 0.0,
+            )
+        except TopologyError as error:
+            self._report_model(location, error, self.source_data(location))
+            return
+        self._links.append((link, location))
+
+    def _check_links(self) -> None:
+        seen: dict[frozenset[str], Location] = {}
+        for link, location in self._links:
+            at = (*location, "endpoints")
+            for end in (link.a, link.b):
+                if end not in self._nodes:
+                    self.report(at, f"link {link.name}: {unknown('node', end, self._nodes)}")
+            pair = frozenset((link.a, link.b))
+            if pair in seen:
+                first = self.source.problem(seen[pair], "").line
+                self.report(at, f"duplicate name: link {link.name} joins the same nodes as the link in line {first}")
+            seen.setdefault(pair, location)
+
+    # --- slices
+
+    def _slices(self) -> tuple[Slice, ...]:
+        entries = self.document.slices
+        shares = {name: entry.resources.ran.prb_share for name, entry in entries.items()}
+        given = sum(share for share in shares.values() if share is not None)
+        silent = sum(share is None for share in shares.values())
+        if given > 1 + 1e-9 or (silent and given >= 1):
+            left = "nothing is left for the slices without one" if silent else f"they add up to {given:g}"
+            self.report(("slices",), f"the prb_share of all slices must add up to at most 1, {left}")
+            return ()
+        slices = []
+        for name, entry in entries.items():
+            share = shares[name]
+            location: Location = ("slices", name)
+            try:
+                slices.append(self._slice(name, entry, (1 - given) / silent if share is None else share))
+            except TopologyError as error:
+                self._report_model(location, error, self.source_data(location))
+        return tuple(slices)
+
+    @staticmethod
+    def _slice(name: str, entry: SliceEntry, prb_share: float) -> Slice:
+        return Slice(
+            name=name,
+            sst=entry.sst,
+            sla=Sla(
+                q_thresh_bps=entry.sla.q_thresh,
+                beta_thresh=entry.sla.beta_thresh,
+                latency_bound_s=entry.sla.latency_bound,
+            ),
+            prb_share=prb_share,
+            cpu_millicores=entry.resources.ran.cpu,
+            bandwidth_bps=entry.resources.transport.bandwidth,
+            **({} if entry.sd is None else {"sd": entry.sd}),
+        )
+
+    def _check_node_slices(self) -> None:
+        for node, location in self._nodes.values():
+            if isinstance(node, Ue | Upf) and node.slice not in self.document.slices:
+                self.report(
+                    (*location, "slice"),
+                    f"{node.kind} {node.name}: {unknown('slice', node.slice, self.document.slices)}",
+                )
+
+    def _limit_nodes(self) -> None:
+        """Give the UPFs and applications of a slice the limits under ``resources.core`` and ``.edge``."""
+        limited: dict[str, str] = {}
+        for name, entry in self.document.slices.items():
+            groups = {node.name for node, _ in self._nodes.values() if isinstance(node, Ue) and node.slice == name}
+            upfs = [node.name for node, _ in self._nodes.values() if isinstance(node, Upf) and node.slice == name]
+            apps = list(dict.fromkeys(item.app for item in self.document.traffic if item.ues in groups))
+            for segment, targets, limits in (
+                ("core", upfs, entry.resources.core),
+                ("edge", apps, entry.resources.edge),
+            ):
+                for target in targets:
+                    self._limit_node(("slices", name, "resources", segment), target, limits, limited)
+
+    def _limit_node(self, location: Location, target: str, limits: ComputeResources, limited: dict[str, str]) -> None:
+        node, at = self._nodes.get(target, (None, ()))
+        if node is None:
+            return  # the traffic entry is reported on its own
+        for key, argument, value in (("cpu", "cpu_millicores", limits.cpu), ("memory", "memory_mib", limits.memory)):
+            if value is None:
+                continue
+            by = limited.get(f"{target} {key}")
+            if getattr(node, argument) is not None:
+                what = f"slice {by}" if by else f"node {target} itself"
+                self.report((*location, key), f"the {key} limit of {target} is already set by {what}")
+                continue
+            limited[f"{target} {key}"] = str(location[1])
+            changes: dict[str, Any] = {argument: value}
+            try:
+                node = replace(node, **changes)
+            except TopologyError as error:
+                self.report((*location, key), str(error))
+                return
+            self._nodes[target] = (node, at)
+
+    # --- paths
+
+    def _check_reachable(self, topology: Topology) -> None:
+        """Each slice has UEs at a gNB, one UPF, and a path between them."""
+        for slice_ in topology.slices:
+            location: Location = ("slices", slice_.name)
+            unreachable = f"unreachable slice {slice_.name}"
+            groups = [node for node in topology.of_kind(Ue) if node.slice == slice_.name]
+            if not groups:
+                self.report(location, f"{unreachable}: no UE group (node of kind ue) belongs to it")
+                continue
+            try:
+                upf = slice_upf(topology, slice_.name)
+            except TopologyError as error:
+                self.report(location, f"{unreachable}: {error}")
+                continue
+            for group in groups:
+                gnbs = [name for name in topology.neighbours(group.name) if isinstance(topology.node(name), Gnb)]
+                if len(gnbs) != 1:
+                    found = ", ".join(gnbs) or "none"
+                    self.report(
+                        location, f"{unreachable}: ue {group.name} needs a link to exactly one gNB, got {found}"
+                    )
+                    continue
+                try:
+                    default_path(topology, gnbs[0], upf)
+                except TopologyError:
+                    self.report(location, f"{unreachable}: no path from gNB {gnbs[0]} to UPF {upf} over switches")

@@ -1,0 +1,511 @@
+"""The scenario file as pydantic models: keys, types and units. What fits together is the loader's job.
+
+Strict: an unknown key, a wrong type or a wrong unit is an error. Settings that a file leaves out take
+the defaults of :mod:`topologies.model`, so each default has one home. The published JSON Schema
+(``twin schema``) is generated from these models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    Tag,
+    WithJsonSchema,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
+
+from scenarios import units
+from scenarios.units import Quantity
+from topologies.model import NAME_PATTERN
+
+
+@dataclass(frozen=True)
+class In:
+    """Marks a float in SI units that is read from a number or text with a unit, and written as text."""
+
+    quantity: Quantity
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(
+            self.quantity.parse,
+            handler(source),
+            serialization=core_schema.plain_serializer_function_ser_schema(self.quantity.format),
+        )
+
+    def __get_pydantic_json_schema__(self, _schema: CoreSchema, _handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        number: dict[str, Any] = {"const": 0} if self.quantity.plain is None else {"type": "number"}
+        return {
+            "anyOf": [number, {"type": "string", "pattern": self.quantity.pattern}],
+            "description": f"{self.quantity.name}: {self.quantity.allowed}",
+        }
+
+
+Bandwidth = Annotated[float, In(units.BANDWIDTH)]
+BitRate = Annotated[float, In(units.BIT_RATE)]
+Delay = Annotated[float, In(units.DELAY)]
+Duration = Annotated[float, In(units.DURATION)]
+PositiveDuration = Annotated[float, In(units.POSITIVE_DURATION)]
+Loss = Annotated[float, In(units.LOSS)]
+Ratio = Annotated[float, In(units.RATIO)]
+Cpu = Annotated[float, In(units.CPU)]
+Memory = Annotated[float, In(units.MEMORY)]
+
+_NAME_SCHEMA = {"type": "string", "pattern": f"^{NAME_PATTERN.pattern}$"}
+
+
+def _read_name(given: object) -> object:
+    if isinstance(given, str) and not NAME_PATTERN.fullmatch(given):
+        raise ValueError(f"got {given!r}, allowed {NAME_PATTERN.pattern} (lower case, digits, hyphens)")
+    return given
+
+
+Name = Annotated[str, BeforeValidator(_read_name), WithJsonSchema(_NAME_SCHEMA)]
+
+
+def _read_sd(given: object) -> object:
+    # Without quotes 000001 is read as text but 100000 as a number; both mean the six digits.
+    return str(given) if isinstance(given, int) and not isinstance(given, bool) else given
+
+
+Sd = Annotated[str, BeforeValidator(_read_sd)]
+
+
+def _read_list(given: object) -> object:
+    return tuple(given) if isinstance(given, list) else given
+
+
+class Strict(BaseModel):
+    """Frozen, no unknown keys, no conversions (a list is read as a tuple, an integer as a float)."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=True, allow_inf_nan=False)
+
+
+# --- topology -----------------------------------------------------------------------------------
+
+
+class NodeSettings(Strict):
+    """Keys of every node. CPU and memory may be written with a unit or as a number with the unit in the key."""
+
+    image: str | None = Field(default=None, description="container image; TwinBed's own base image when left out")
+    cpu: Cpu | None = Field(default=None, description="CPU limit, e.g. 500m or 0.5cpu; unlimited when left out")
+    cpu_millicores: float | None = Field(default=None, description="the same as a number of millicores")
+    memory: Memory | None = Field(default=None, description="memory limit, e.g. 128MiB; unlimited when left out")
+    memory_mib: float | None = Field(default=None, description="the same as a number of MiB")
+
+
+CqiStep = Annotated[tuple[float, int], BeforeValidator(_read_list)]
+
+
+class UeNode(NodeSettings):
+    """A container that carries ``count`` UEs of one slice."""
+
+    kind: Literal["ue"]
+    slice: str = Field(description="the slice of these UEs")
+    count: int | None = Field(default=None, description="number of UEs, 1 to 1000 (default 1)")
+    distance_m: float | None = Field(default=None, description="distance to the gNB in m, 10 to 5000 (default 100)")
+    speed_mps: float | None = Field(default=None, description="speed in m/s, for fading (default 0.8)")
+    cqi_script: Annotated[tuple[CqiStep, ...], BeforeValidator(_read_list)] | None = Field(
+        default=None, description="[[time_s, cqi], ...]: replaces the channel model"
+    )
+    always_attached: bool | None = Field(default=None, description="attach at time 0 instead of with the first flow")
+
+
+class GnbNode(NodeSettings):
+    """A gNB with one carrier."""
+
+    kind: Literal["gnb"]
+    prb_total: int | None = Field(default=None, description="PRBs of the carrier, 1 to 275 (default 106: 40 MHz)")
+    subcarrier_khz: int | None = Field(default=None, description="15, 30 or 60 (default 30)")
+    carrier_ghz: float | None = Field(default=None, description="carrier frequency in GHz (default 3.5)")
+    tx_power_dbm: float | None = Field(default=None, description="transmit power in dBm (default 43)")
+    path_loss: Literal["uma", "umi"] | None = Field(default=None, description="TR 38.901 model (default uma)")
+    scheduler: Literal["pf", "rr"] | None = Field(
+        default=None, description="proportional fair or round robin (default pf)"
+    )
+    work_ns_per_bit: float | None = Field(default=None, description="CPU time per user-plane bit in ns (default 40)")
+    queue_bytes: int | None = Field(default=None, description="size of each queue in bytes (default 300000)")
+
+
+class UpfNode(NodeSettings):
+    """The UPF of one slice."""
+
+    kind: Literal["upf"]
+    slice: str = Field(description="the slice that it serves")
+
+
+class AppNode(NodeSettings):
+    """An application behind N6."""
+
+    kind: Literal["app"]
+    service: Literal["stream", "request", "telemetry"] = Field(
+        description="stream: constant-rate downlink; request: HTTP with CPU cost; telemetry: uplink sink"
+    )
+    cpu_ms_per_request: float | None = Field(default=None, description="CPU time of one request in ms (default 2)")
+    response_bytes: int | None = Field(default=None, description="size of a response (default 2000)")
+    replicas: int | None = Field(default=None, description="containers behind the load balancer, 1 to 16 (default 1)")
+
+
+class SwitchNode(NodeSettings):
+    """An OpenFlow switch."""
+
+    kind: Literal["switch"]
+
+
+class ContainerNode(NodeSettings):
+    """Any container."""
+
+    kind: Literal["container"]
+    command: str | None = Field(default=None, description="what runs in it")
+
+
+class HostNode(NodeSettings):
+    """A bare network namespace."""
+
+    kind: Literal["host"]
+
+
+AnyNode = Annotated[
+    UeNode | GnbNode | UpfNode | AppNode | SwitchNode | ContainerNode | HostNode, Field(discriminator="kind")
+]
+
+
+class LinkEntry(Strict):
+    """A link between two nodes; bandwidth, delay, jitter and loss hold in each direction."""
+
+    endpoints: Annotated[tuple[str, str], BeforeValidator(_read_list)] = Field(
+        description='the two ends, each "node" or "node:interface"'
+    )
+    bw: Bandwidth | None = Field(
+        default=None, description="bandwidth; a plain number is Mbit/s; unlimited when left out"
+    )
+    delay: Delay | None = Field(default=None, description="one-way delay, e.g. 10ms")
+    jitter: Delay | None = Field(default=None, description="jitter, e.g. 1ms")
+    loss: Loss | None = Field(default=None, description="loss; a plain number is percent")
+
+
+class BuilderEntry(Strict):
+    """A part of the topology made by a named builder (``twin list topologies``)."""
+
+    use: str = Field(description="name of the builder")
+    with_: dict[str, Any] = Field(default_factory=dict, alias="with", description="its settings")
+
+
+class TopologyEntry(Strict):
+    """Nodes and links, written out or made by builders."""
+
+    builders: Annotated[tuple[BuilderEntry, ...], BeforeValidator(_read_list)] = Field(
+        default=(), description="parts made by named builders"
+    )
+    nodes: dict[Name, AnyNode] = Field(default_factory=dict, description="name -> node")
+    links: Annotated[tuple[LinkEntry, ...], BeforeValidator(_read_list)] = Field(default=(), description="the links")
+
+
+# --- slices -------------------------------------------------------------------------------------
+
+
+class SlaEntry(Strict):
+    """What the slice was promised."""
+
+    q_thresh: BitRate | None = Field(default=None, description="throughput per active user, e.g. 2Mbps")
+    beta_thresh: Ratio | None = Field(default=None, description="highest accepted QoS degradation, 0 to 1")
+    latency_bound: Delay | None = Field(
+        default=None, description="bound on the 95th percentile of one-way delay, e.g. 20ms"
+    )
+
+
+class RanResources(Strict):
+    """The slice's part of each gNB."""
+
+    prb_share: Ratio | None = Field(
+        default=None, description="share of the PRBs, 0 to 1; slices without one share what is left equally"
+    )
+    cpu: Cpu | None = Field(default=None, description="CPU of the slice's part of each gNB")
+
+
+class TransportResources(Strict):
+    """The slice's part of the transport network."""
+
+    bandwidth: Bandwidth | None = Field(default=None, description="rate in each direction; a plain number is Mbit/s")
+
+
+class ComputeResources(Strict):
+    """CPU and memory limits."""
+
+    cpu: Cpu | None = Field(default=None, description="CPU limit, e.g. 200m")
+    memory: Memory | None = Field(default=None, description="memory limit, e.g. 64MiB")
+
+
+class ResourcesEntry(Strict):
+    """Resources at time 0, per segment."""
+
+    ran: RanResources = Field(default=RanResources(), description="radio access network")
+    transport: TransportResources = Field(default=TransportResources(), description="transport network")
+    core: ComputeResources = Field(default=ComputeResources(), description="limits of the slice's UPF")
+    edge: ComputeResources = Field(
+        default=ComputeResources(), description="limits of the applications that the slice's traffic uses"
+    )
+
+
+class SliceEntry(Strict):
+    """A network slice."""
+
+    sst: int = Field(description="slice/service type: 1 eMBB, 2 URLLC, 3 MIoT (TS 23.501 5.15.2)")
+    sd: Sd | None = Field(default=None, description="slice differentiator, six hexadecimal digits (default 000001)")
+    sla: SlaEntry = Field(default=SlaEntry(), description="what the slice was promised")
+    resources: ResourcesEntry = Field(default=ResourcesEntry(), description="what it has at time 0")
+
+
+# --- traffic ------------------------------------------------------------------------------------
+
+
+class ConstantProfile(Strict):
+    """The same demand all the time."""
+
+    kind: Literal["constant"]
+    value: float = Field(ge=0, description="active UEs, or bit/s or requests/s of the whole group by unit")
+    unit: Literal["users", "bps", "requests_per_s"] | None = Field(
+        default=None, description="what value counts (default users)"
+    )
+
+
+class _ActivityProfile(Strict):
+    """Keys of profiles that scale an activity to users: exactly one of the three scales must be given."""
+
+    peak_users: float | None = Field(
+        default=None, gt=0, description="active UEs at the highest value of the played part"
+    )
+    mean_users: float | None = Field(default=None, gt=0, description="mean of the active UEs over the played part")
+    scale: float | None = Field(default=None, gt=0, description="active UEs per unit of activity")
+    start_hour: float | None = Field(
+        default=None, ge=0, description="where in the trace the run starts, in hours (default 0)"
+    )
+
+
+class TelecomItaliaProfile(_ActivityProfile):
+    """Activity of one square in files of Telecom Italia's format; sped up by time_compression."""
+
+    kind: Literal["telecom_italia"]
+    file: str | Annotated[list[str], Field(min_length=1)] = Field(
+        description="path beside the scenario file, or traces:NAME for a file that TwinBed brings; or a list of these"
+    )
+    cell: int = Field(ge=1, le=10_000, description="square id of the Milan grid")
+    column: str | None = Field(default=None, description="column of the file (default internet)")
+
+
+class TelecomItaliaSyntheticProfile(_ActivityProfile):
+    """Made-up activity with the published statistics of Telecom Italia's data; seeded, sped up likewise."""
+
+    kind: Literal["telecom_italia_synthetic"]
+    cell: int | None = Field(default=None, ge=1, le=10_000, description="square id of the Milan grid (default 5161)")
+    first_day: str | None = Field(default=None, description="first day, for the weekend factor (default 2013-11-04)")
+    days: int | None = Field(default=None, ge=1, le=366, description="length in days (default 1)")
+
+
+class MicrooptProfile(Strict):
+    """Slice traffic of MicroOpt section VI-A3: a truncated normal number of users, drawn anew every slot."""
+
+    kind: Literal["microopt"]
+    mean: float = Field(ge=0, description="centre, active UEs")
+    sigma: float = Field(ge=0, description="standard deviation before truncation")
+    slot_s: float | None = Field(default=None, gt=0, description="time between two draws in s (default 1)")
+    max_users: float | None = Field(default=None, ge=0, description="upper cut")
+
+
+class PoissonProfile(Strict):
+    """Users arrive at random and stay for an exponential time."""
+
+    kind: Literal["poisson"]
+    rate_per_s: float = Field(gt=0, description="mean arrivals per second")
+    holding_s: float = Field(gt=0, description="mean time that a user stays, in s")
+    max_users: int | None = Field(default=None, ge=1, description="arrivals beyond this number leave at once")
+
+
+class OnOffProfile(Strict):
+    """Users that are on and off for exponential times."""
+
+    kind: Literal["on_off"]
+    on_s: float = Field(gt=0, description="mean time on, in s")
+    off_s: float = Field(gt=0, description="mean time off, in s")
+    users: int | None = Field(default=None, ge=1, description="number of such users (default 1)")
+
+
+AnyProfile = Annotated[
+    ConstantProfile
+    | TelecomItaliaProfile
+    | TelecomItaliaSyntheticProfile
+    | MicrooptProfile
+    | PoissonProfile
+    | OnOffProfile,
+    Field(discriminator="kind"),
+]
+
+RateText = Annotated[
+    str,
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": f"({units.BIT_RATE.pattern})|({units.REQUEST_RATE.pattern})",
+            "description": "bit rate per UE (2Mbps), or requests per second and UE (5/s)",
+        }
+    ),
+]
+
+
+class TrafficEntry(Strict):
+    """What the UEs of one group do with one application."""
+
+    name: Name
+    ues: str = Field(description="the UE group (a node of kind ue)")
+    app: str = Field(description="the application (a node of kind app); its service gives direction and unit of rate")
+    rate: RateText | None = Field(
+        default=None,
+        description="per active UE: bit rate (2Mbps), or requests (5/s) for service request; left out with a profile "
+        "whose unit is a rate",
+    )
+    packet_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        description="IP packet size, 48 to 1400 (default 1200 for stream, 200 for telemetry), or request body for "
+        "request (default 200)",
+    )
+    profile: AnyProfile | None = Field(
+        default=None, description="how many UEs of the group are active, over time; all of them when left out"
+    )
+    start: Duration = Field(default=0.0, description="when the traffic begins (default 0)")
+    stop: PositiveDuration | None = Field(default=None, description="when it ends (default the end of the run)")
+    min_session: Duration = Field(default=0.0, description="shortest time that a UE stays active (default 0)")
+
+
+# --- controllers, events, assertions ------------------------------------------------------------
+
+
+class ControllerEntry(Strict):
+    """A controller that runs beside the network."""
+
+    use: str = Field(description="registered name (twin list controllers)")
+    name: Name | None = Field(default=None, description="name of this one in the KPIs (default: the registered name)")
+    interval: PositiveDuration = Field(default=5.0, description="time between two decisions (default 5s)")
+    scope: Annotated[tuple[str, ...], BeforeValidator(_read_list)] | None = Field(
+        default=None,
+        description="entities that it may act on, e.g. [slice:embb, node:control]; default all slices and nodes",
+    )
+    params: dict[str, Any] = Field(default_factory=dict, description="parameters of the controller")
+    time_limit: PositiveDuration | None = Field(
+        default=None, description="longest time of one decision (default the interval, at least 1s)"
+    )
+
+
+class TimedEntry(Strict):
+    """Keys of every event."""
+
+    at: Duration = Field(description="time since the start")
+    label: str | None = Field(default=None, description="text for the report")
+
+
+class LinkEvent(TimedEntry):
+    """Cut or mend a link."""
+
+    link: str = Field(description="a-b, the two ends")
+    do: Literal["down", "up"]
+    for_: PositiveDuration | None = Field(default=None, alias="for", description="undo it after this time")
+
+
+class NodeEvent(TimedEntry):
+    """Kill or restart a node."""
+
+    node: str
+    do: Literal["kill", "restart"]
+    for_: PositiveDuration | None = Field(default=None, alias="for", description="undo it after this time")
+
+
+class UeEvent(TimedEntry):
+    """Attach or detach one UE (group.1) or all of a group (group)."""
+
+    ue: str
+    do: Literal["attach", "detach"]
+    for_: PositiveDuration | None = Field(default=None, alias="for", description="undo it after this time")
+
+
+class DemandEvent(TimedEntry):
+    """Multiply the demand of a slice: a spike when ``for`` is given."""
+
+    slice: str
+    demand_factor: float = Field(description="1 is the demand of the traffic entries")
+    for_: PositiveDuration | None = Field(default=None, alias="for", description="back to 1 after this time")
+
+
+class SlaEvent(TimedEntry):
+    """Change promises of a slice."""
+
+    slice: str
+    sla: SlaEntry
+
+
+class KnobEvent(TimedEntry):
+    """Set any knob (``twin list knobs``)."""
+
+    entity: str = Field(description="e.g. slice:embb, node:control, link:s1-s2, ue:phones.1")
+    knob: str
+    value: float | int | str
+
+
+def _event_form(given: object) -> str | None:
+    keys = given if isinstance(given, dict) else vars(given) if isinstance(given, TimedEntry) else {}
+    for key in ("entity", "link", "node", "ue"):
+        if key in keys:
+            return key
+    if "slice" in keys:
+        return "sla" if "sla" in keys else "demand"
+    return None
+
+
+AnyEvent = Annotated[
+    Annotated[LinkEvent, Tag("link")]
+    | Annotated[NodeEvent, Tag("node")]
+    | Annotated[UeEvent, Tag("ue")]
+    | Annotated[DemandEvent, Tag("demand")]
+    | Annotated[SlaEvent, Tag("sla")]
+    | Annotated[KnobEvent, Tag("entity")],
+    Discriminator(
+        _event_form,
+        custom_error_type="event_form",
+        custom_error_message="an event needs one of: link, node, ue, slice, entity",
+    ),
+]
+
+Fidelity = Literal["flow", "packet", "emulation"]
+
+
+class ScenarioFile(Strict):
+    """A scenario: one 5G network, what happens in it, and what is expected of it."""
+
+    name: Name = Field(description="short name, also of the topology")
+    description: str = Field(default="", description="one or two sentences")
+    topology: TopologyEntry
+    slicing: bool = Field(
+        default=True, description="false: the slices are only labels and share one pool of everything"
+    )
+    slices: dict[Name, SliceEntry] = Field(default_factory=dict, description="name -> slice")
+    traffic: Annotated[tuple[TrafficEntry, ...], BeforeValidator(_read_list)] = ()
+    controllers: Annotated[tuple[ControllerEntry, ...], BeforeValidator(_read_list)] = ()
+    events: Annotated[tuple[AnyEvent, ...], BeforeValidator(_read_list)] = ()
+    assert_: Annotated[tuple[str, ...], BeforeValidator(_read_list)] = Field(
+        default=(), alias="assert", description="what must hold, e.g. slice:urllc delay_dl_p95_s <= 20ms over last 20s"
+    )
+    seed: int = Field(default=1, ge=0, le=2**32 - 1, description="seed of everything random")
+    duration: PositiveDuration = Field(default=60.0, description="length of the run (default 60s)")
+    interval: PositiveDuration = Field(default=1.0, description="time between two KPI samples (default 1s)")
+    time_compression: float = Field(
+        default=1.0, gt=0, le=1e6, description="traces play this much faster; 1440: a day a minute"
+    )
+    fidelity: Fidelity = Field(default="emulation", description="default fidelity; --fidelity overrides it")

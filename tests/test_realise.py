@@ -129,7 +129,7 @@ def test_streams_differ_by_name_and_seed() -> None:
         (video(trace([10, 0, 10]), min_session_s=5), r"at 2 s all 10 UEs of group phones are in sessions"),
         (video(trace([1], unit="cdr")), "a stream needs a trace of users or bps, got cdr"),
         (video(trace([1], unit="bps"), app="api"), "a request needs a trace of users or requests_per_s, got bps"),
-        (video(trace([1], unit="bps")), "the trace gives the rate in bps; leave rate out, got 1e"),
+        (video(trace([1], unit="bps")), "the trace already gives the rate in bps; leave rate out, got 1e"),
         (video(trace([1]), rate=None), "rate of one active UE must be positive, got None"),
         (video(None, rate=-5.0), "rate of one active UE must be positive, got -5"),
         (video(None, ues="cars"), "no UE group named 'cars'; groups: phones"),

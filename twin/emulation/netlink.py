@@ -43,7 +43,7 @@ class NetlinkError(OSError):
 class LinkInfo(NamedTuple):
     """One interface as the kernel reports it."""
 
-    index: int
+    ifindex: int
     name: str
     up: bool
     carrier: bool
@@ -344,7 +344,7 @@ def set_offloads(name: str, *, netns_pid: int | None = None) -> None:
             # ETHTOOL_STXCSUM, STSO, SGSO, SGRO of linux/ethtool.h
             for command in (0x17, 0x1F, 0x24, 0x2C):
                 value = array.array("B", struct.pack("=II", command, 0))
-                request = struct.pack("=16sP16x", name.encode(), value.buffer_info()[0])
+                request = struct.pack("16sP16x", name.encode(), value.buffer_info()[0])
                 try:
                     fcntl.ioctl(control, 0x8946, request)
                 except OSError as error:
@@ -418,7 +418,7 @@ def _link_info(payload: bytes) -> LinkInfo:
     fields = dict(_attributes(payload[16:]))
     counters = struct.unpack_from("=8Q", fields.get(23, bytes(64)))
     return LinkInfo(
-        index=index,
+        ifindex=index,
         name=fields[3].rstrip(b"\0").decode(),
         up=bool(flags & _IFF_UP),
         carrier=bool(flags & _IFF_LOWER_UP),

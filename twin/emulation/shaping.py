@@ -87,6 +87,11 @@ class Shaper:
         """The rate of the whole link now; None when it is not limited."""
         return self._rate_bps
 
+    @property
+    def installed(self) -> bool:
+        """Whether there is a tree on the interface now."""
+        return self._installed
+
     def set_rate(self, bandwidth_bps: float | None) -> None:
         """Limit the whole interface to ``bandwidth_bps`` (None: no limit), live."""
         rate = self._checked_rate(bandwidth_bps, "bandwidth_bps")
@@ -278,7 +283,7 @@ class Shaper:
 
     def _index(self, netlink: Netlink) -> int:
         try:
-            return netlink.link(self.interface).index
+            return netlink.link(self.interface).ifindex
         except NetlinkError as error:
             raise self._error(error) from None
 

@@ -33,8 +33,12 @@ def check_document(source: Source) -> ScenarioFile:
         return ScenarioFile.model_validate(source.data)
     except ValidationError as error:
         problems: dict[Location, Problem] = {}
-        for detail in error.errors(include_url=False):
-            location, text = _explain(source, cast(dict[str, Any], detail))
+        details = cast(list[dict[str, Any]], error.errors(include_url=False))
+        misspelt = {_meant(detail) for detail in details if detail["type"] == "extra_forbidden"}
+        for detail in details:
+            if detail["type"] == "missing" and detail["loc"] in misspelt:
+                continue  # one mistake, one line
+            location, text = _explain(source, detail)
             # The members of a union report one error each for the same place; the first will do.
             problems.setdefault(location, source.problem(location, f"{dotted(location)}: {text}"))
         raise ScenarioFileError(problems.values()) from None
@@ -78,6 +82,13 @@ def _explain(source: Source, detail: dict[str, Any]) -> tuple[Location, str]:
     if kind in _TYPES:
         return location, f"got {_shown(given)}, allowed {_TYPES[kind]}"
     return location, f"got {_shown(given)}, {detail['msg'][:1].lower()}{detail['msg'][1:]}"
+
+
+def _meant(detail: dict[str, Any]) -> tuple[str | int, ...]:
+    """Where the key that is nearest to an unknown one would stand."""
+    *parent, key = detail["loc"]
+    near = nearest(str(key), _keys_at(tuple(parent)))
+    return (*parent, near.removeprefix(" (did you mean ").removesuffix("?)"))
 
 
 def _shown(given: object) -> str:

@@ -81,6 +81,8 @@ class NetworkReader:
         self.problems: list[Problem] = []
         self._nodes: dict[str, tuple[Node, Location]] = {}
         self._links: list[tuple[Link, Location]] = []
+        self._broken: set[str] = set()
+        self._builder_failed = False
 
     def read(self) -> Topology | None:
         """The topology, or None when there are problems."""
@@ -146,13 +148,14 @@ class NetworkReader:
             if builder.parameters[argument].default is builder.parameters[argument].empty and key not in given:
                 self.report((*location, "with"), f"{key} is missing")
         if len(self.problems) > before:
+            self._builder_failed = True
             return
         try:
             fragment: Fragment = builder.build(**arguments)
         except TopologyError as error:
-            self.problems.append(
-                self.source.problem(self._mentioned((*location, "with"), given, str(error)), str(error))
-            )
+            at = self._mentioned((*location, "with"), given, str(error))
+            self.problems.append(self.source.problem(at, str(error)))
+            self._builder_failed = True
             return
         for node in fragment.nodes:
             self._keep_node(node, location)
@@ -217,6 +220,7 @@ class NetworkReader:
             self._keep_node(_KINDS[type(settings)](name=name, **given), location)
         except TopologyError as error:
             self._report_model(location, error, self.source_data(location))
+            self._broken.add(name)
 
     def source_data(self, location: Location) -> Mapping[str, Any]:
         """The plain data of the file at ``location``, which exists and is a mapping."""
@@ -256,7 +260,8 @@ class NetworkReader:
         for link, location in self._links:
             at = (*location, "endpoints")
             for end in (link.a, link.b):
-                if end not in self._nodes:
+                # A link to a node that is reported already is no mistake of its own.
+                if end not in self._nodes and end not in self._broken and not self._builder_failed:
                     self.report(at, f"link {link.name}: {unknown('node', end, self._nodes)}")
             pair = frozenset((link.a, link.b))
             if pair in seen:

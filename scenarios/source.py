@@ -28,6 +28,8 @@ _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+
 _NULL = ("", "~", "null", "Null", "NULL")
 _BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 _MAX_DIGITS = 300
+# What the composer finds by itself, and "!" for text. Any other tag was written into the file.
+_TAGS = ("null", "bool", "int", "float", "str", "timestamp", "merge", "value", "!")
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,7 @@ class _Reader:
 
     def _scalar(self, node: yaml.ScalarNode, line: int) -> Any:
         text: str = node.value
-        if not node.tag.startswith("tag:yaml.org,2002:") and node.tag != "!":
+        if node.tag.removeprefix("tag:yaml.org,2002:") not in _TAGS:
             self.problems.append(Problem(self.file, line, f"YAML tag {node.tag} is not allowed"))
         if node.style in ("'", '"', "|", ">"):
             return text

@@ -1,0 +1,43 @@
+"""Everything in the flow model that is not derived: one place to calibrate against emulation.
+
+"Estimate" means that nobody measured it for this model yet; ``twin compare`` shows what it costs.
+"""
+
+# Dynamics
+MAX_STEP_S = 0.1  # rates are constant within a step; channel and queues follow it
+SAMPLES_PER_INTERVAL = 200  # delay samples per lane and interval, spread over its steps
+
+# Radio: TS 38.211 gives slots of 0.5 ms at 30 kHz; the MAC of the emulation runs in slots of 1 ms
+SLOT_S = 1e-3
+SLOTS_PER_S = 1000.0
+
+# Transport: tail-drop queue of every shaped interface and class in the emulation
+QUEUE_PACKETS = 50
+ETHERNET_BYTES = 14  # what HTB counts per packet beside IP
+# IPv4 20 + UDP 8 (RFC 768) + GTP-U 8 (TS 29.281 §5.1) + optional fields 4 + PDU session container 4 (TS 38.415)
+N3_BYTES = 44
+FORWARD_S = 50e-6  # per node on the way; estimate for userspace Open vSwitch and TUN devices
+
+# CPU time per packet of the user plane programs in pure Python. GTP-U encapsulation over TUN: 6.5-7 µs
+# measured; the gNB handles a packet twice (radio and tunnel side): estimate. The gNB's cost is part of
+# its work per bit and counts only when it is the larger of the two.
+UPF_PACKET_NS = 7_000.0
+GNB_PACKET_NS = 14_000.0
+UE_PACKET_NS = 7_000.0
+APP_PACKET_NS = 7_000.0
+PROCESS_MILLICORES = 1000.0  # every program has one thread: more than one CPU does not help it
+
+# Requests: one TCP connection each (RFC 9293): SYN, ACK, body, ACK, FIN up; SYN-ACK, ACK, body, FIN down,
+# 52 bytes of headers a segment, and about 150 and 100 bytes of HTTP header (RFC 9112)
+REQUEST_OVERHEAD_BYTES = 5 * 52 + 150
+RESPONSE_OVERHEAD_BYTES = 4 * 52 + 100
+MTU_BYTES = 1400
+ROUND_TRIPS_PER_REQUEST = 2.0  # one to connect, one for request and response
+REQUEST_CPU_S = 0.3e-3  # HTTP parsing beside the declared work; estimate
+REQUEST_TIMEOUT_S = 2.0  # the client gives up
+
+# Sessions and memory; estimates from idle programs
+ATTACH_S = 4e-3
+PROGRAM_BYTES = 14 * 2**20
+SESSION_BYTES = 4096
+IDLE_CONTAINER_BYTES = 2 * 2**20

@@ -1,7 +1,7 @@
 """The radio channel of one UE as a function of time: TR 38.901 path loss, shadowing and correlated fading.
 
-3GPP TR 38.901 §7.4.1 (path loss), §7.4.2 (LOS probability), §7.5 Table 7.5-6 (Rician K-factor). Everything is a function
-of (seed, UE id, time): no state, so asking at other times or in another order changes nothing.
+3GPP TR 38.901 §7.4.1 (path loss), §7.4.2 (LOS probability), §7.5 Table 7.5-6 (Rician K-factor). Everything is a
+function of (seed, UE id, time): no state, so asking at other times or in another order changes nothing.
 Fading is a sum of sinusoids with Jakes' Doppler spectrum (Zheng and Xiao: Simulation Models With Correct
 Statistical Properties for Rayleigh Fading Channels, §II), averaged in power over independent sub-bands because a
 wideband CQI is reported. The UE keeps its distance: shadowing and the LOS state are drawn once. Not modelled:

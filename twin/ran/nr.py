@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from functools import lru_cache
+from functools import cache, lru_cache
 
 # (modulation order Qm, code rate × 1024), TS 38.214 Table 5.1.3.1-1
 MCS_TABLE_1: tuple[tuple[int, int], ...] = (
@@ -108,7 +108,7 @@ def cqi_efficiency(cqi: int) -> float:
     return order * rate / 1024
 
 
-@lru_cache(maxsize=None)
+@cache
 def cqi_to_mcs(cqi: int) -> int | None:
     """The highest MCS whose efficiency does not exceed that of the CQI; None for CQI 0.
 

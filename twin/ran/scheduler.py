@@ -43,7 +43,9 @@ class RoundRobin:
         """See :class:`Scheduler`."""
         granted: dict[Hashable, int] = {}
         left = prbs
-        waiting = sorted((demand for demand in demands if demand.prbs_needed > 0), key=lambda demand: demand.prbs_needed)
+        waiting = sorted(
+            (demand for demand in demands if demand.prbs_needed > 0), key=lambda demand: demand.prbs_needed
+        )
         while waiting and left >= len(waiting):
             share = left // len(waiting)
             modest = [demand for demand in waiting if demand.prbs_needed <= share]
@@ -91,7 +93,9 @@ class ProportionalFair:
         left = prbs
         if len(demands) > 1:
             demands = sorted(
-                demands, key=lambda demand: demand.bits_per_prb / (self.average_bits(demand.ue, slot) + 1.0), reverse=True
+                demands,
+                key=lambda demand: demand.bits_per_prb / (self.average_bits(demand.ue, slot) + 1.0),
+                reverse=True,
             )
         for demand in demands:
             share = min(left, demand.prbs_needed)

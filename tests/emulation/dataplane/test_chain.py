@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 
 import pytest
+
 from tests.emulation.dataplane.chain import wait_until
 
 pytestmark = pytest.mark.emulation

@@ -10,7 +10,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from twin.emulation.dataplane.loop import ConfigError, Loop
@@ -42,7 +42,14 @@ class ControlServer:
     """Listens on a Unix socket; ``ops`` answer at once, ``later_ops`` call the given function when done."""
 
     def __init__(
-        self, loop: Loop, path: str, *, node: str, program: str, ops: dict[str, Handler], later_ops: dict[str, LaterHandler]
+        self,
+        loop: Loop,
+        path: str,
+        *,
+        node: str,
+        program: str,
+        ops: Mapping[str, Handler],
+        later_ops: Mapping[str, LaterHandler],
     ) -> None:
         self._loop = loop
         self._path = path

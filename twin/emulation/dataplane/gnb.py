@@ -17,6 +17,7 @@ import os
 import struct
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from twin.emulation.dataplane import gtpu, net, radio
@@ -112,10 +113,8 @@ class UpfPath:
                 del self._pending[txn]
                 done(None)
                 return
-            try:
+            with suppress(OSError):  # ICMP error of an earlier attempt: the next one may get through
                 self.n4.send(data)
-            except OSError:
-                pass  # ICMP error of an earlier attempt: the next one may get through
             timer = self._gnb.loop.call_at(min(now_ns + wait_ns, deadline_ns), lambda: attempt(2 * wait_ns))
             self._pending[txn] = (done, timer)
 
@@ -160,10 +159,8 @@ class UpfPath:
         if self.up and time.monotonic_ns() - self._heard_ns > PATH_LOST_NS:
             self._lost()
         self._echo = (self._echo + 1) & 0xFFFF
-        try:
+        with suppress(OSError):  # ICMP error of an earlier packet; silence is noticed anyway
             self.n3.send(gtpu.echo_request(self._echo))
-        except OSError:
-            pass  # ICMP error of an earlier packet; silence is noticed anyway
         self.request(lambda _reply: None, op="heartbeat")
         self._gnb.loop.call_after(PATH_CHECK_NS, self._check)
 
@@ -277,7 +274,13 @@ class Gnb:
         n4_port = int(number(config, "n4_port", 1, 65535, N4_PORT))
         self._paths = {
             row["name"]: UpfPath(
-                self, row["name"], value(row, "upf", str), int(number(row, "qfi", 0, 63, 9)), self.n3_bind, n3_port, n4_port
+                self,
+                row["name"],
+                value(row, "upf", str),
+                int(number(row, "qfi", 0, 63, 9)),
+                self.n3_bind,
+                n3_port,
+                n4_port,
             )
             for row in rows
         }

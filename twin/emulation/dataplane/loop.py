@@ -61,6 +61,14 @@ class Loop:
         """Call back whenever ``fd`` is writable or broken."""
         self._change(fd, writer=callback)
 
+    def remove_reader(self, fd: int) -> None:
+        """Stop watching ``fd`` for reading; harmless when it was not watched."""
+        if self._readers.pop(fd, None) is not None:
+            if fd in self._writers:
+                self._epoll.modify(fd, select.EPOLLOUT)
+            else:
+                self._epoll.unregister(fd)
+
     def remove_writer(self, fd: int) -> None:
         """Stop watching ``fd`` for writing; harmless when it was not watched."""
         if self._writers.pop(fd, None) is not None:

@@ -182,9 +182,7 @@ class Mac:
         """Bits per MAC slot of 0 to ``prbs`` PRBs (or more)."""
         table = self._bits.setdefault(cqi, [0])
         while len(table) <= prbs:
-            table.append(
-                bits_per_slot(cqi, len(table), subcarrier_khz=self._subcarrier_khz, layers=self._layers)
-            )
+            table.append(bits_per_slot(cqi, len(table), subcarrier_khz=self._subcarrier_khz, layers=self._layers))
         return table
 
     def _arm(self, slot: int) -> None:

@@ -191,21 +191,24 @@ class UeProgram:
                         self._attach_again(ue)
             self._gnb_boot = boot
             return
-        ue = self._by_index.get(int.from_bytes(data[2:4], "big"))
+        known = self._by_index.get(int.from_bytes(data[2:4], "big"))
         try:
             fields = radio.fields(data)
         except ValueError:
+            known = None
+        if known is None:
             self._malformed += 1
-            return
-        if ue is None:
-            self._malformed += 1
-        elif data[0] == radio.ACCEPT:
+        else:
+            self._answer(known, data[0], fields)
+
+    def _answer(self, ue: UeState, kind: int, fields: dict[str, Any]) -> None:
+        if kind == radio.ACCEPT:
             if ue.state == "attaching" and fields.get("txn") == ue.txn:
                 self._attached(ue)
-        elif data[0] == radio.REJECT:
+        elif kind == radio.REJECT:
             if ue.state == "attaching" and fields.get("txn") == ue.txn:
                 self._give_up(ue, str(fields.get("cause", "rejected")))
-        elif data[0] == radio.RELEASE and ue.state == "attached":
+        elif kind == radio.RELEASE and ue.state == "attached":
             if fields.get("again"):
                 self._attach_again(ue)
             else:

@@ -1,7 +1,7 @@
 """UPF of one slice: GTP-U on N3 on one side, a TUN device and the kernel's forwarding (N6) on the other.
 
 Sessions are managed by JSON datagrams on UDP port 8805. That is the place of N4, but it is **not
-PFCP**: the gNB program stands in for AMF and SMF. Requests ``{"txn", "op": "establish" | "release" | "heartbeat", ...}``
+PFCP**: the gNB program stands in for AMF and SMF. Requests ``{"txn", "op", ...}`` (establish, release, heartbeat)
 are answered with the same ``txn``; repeating one is harmless.
 """
 

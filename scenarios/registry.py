@@ -10,6 +10,7 @@ import functools
 import importlib
 import importlib.util
 import re
+from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from scenarios.errors import unknown
 
 if TYPE_CHECKING:
     from controllers.base import Controller
+    from twin.backend import Backend
 
 CONTROLLER_GROUP = "twinbed.controllers"
 LIBRARY = Path(__file__).parent / "library"
@@ -86,3 +88,44 @@ def find_scenario(name: str) -> Path:
     if name in library_names():
         return LIBRARY / f"{name}{SUFFIX}"
     raise UnknownNameError(unknown("scenario", name, library_names()) + "; or give the path of a file")
+
+
+BackendFactory = Callable[..., "Backend"]
+
+
+def make_backend(fidelity: str) -> BackendFactory:
+    """A function ``(run_id=, folder=, captures=, progress=) -> Backend`` for a fidelity.
+
+    MissingPartError when this host or installation cannot run it, naming every missing part.
+    """
+    if fidelity == "flow":
+        return _flow
+    if fidelity == "emulation":
+        missing = emulation_missing()
+        if missing:
+            raise MissingPartError("emulation is not possible here: " + "; ".join(missing))
+        return _emulation
+    if fidelity == "packet":
+        raise MissingPartError("fidelity packet (ns-3) is not part of this version; use flow or emulation")
+    raise UnknownNameError(unknown("fidelity", fidelity, FIDELITIES))
+
+
+def emulation_missing() -> list[str]:
+    """What this host lacks for emulation, in words; empty when everything is there."""
+    from twin.emulation.capabilities import missing_for_emulation
+
+    return [str(item) for item in missing_for_emulation()]
+
+
+def _flow(**_: object) -> Backend:
+    from twin.flow import FlowBackend
+
+    return FlowBackend()
+
+
+def _emulation(*, run_id: str, folder: Path, captures: Sequence[str], progress: Callable[[str], None]) -> Backend:
+    try:
+        from twin.emulation.session import EmulationBackend
+    except ImportError as error:
+        raise MissingPartError(f"emulation is not possible here: {error}") from error
+    return EmulationBackend(run_id=run_id, folder=folder, captures=captures, progress=progress)

@@ -20,7 +20,7 @@ class Builder:
     @property
     def summary(self) -> str:
         """First line of the docstring."""
-        return (inspect.getdoc(self.build) or "").partition("\n")[0]
+        return (inspect.getdoc(self.build) or "").partition("\n")[0].replace("``", "")
 
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:

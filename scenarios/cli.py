@@ -1,0 +1,463 @@
+"""The command line ``twin``. Thin: every command calls one function and prints what it returns.
+
+Results go to stdout, as a table or as one JSON object (``--format json``), everything else to stderr.
+Heavy modules are imported inside the commands that use them, so that ``twin --help`` stays fast.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import traceback
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scenarios.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from scenarios.model import Scenario
+
+# Base classes that typer does not export by name; click is either a package or a part of typer.
+_UsageError, _ClickException = typer.BadParameter.__mro__[1:3]
+
+app = typer.Typer(
+    name="twin",
+    help="TwinBed: one scenario file, three fidelities of the same 5G network.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Format(StrEnum):
+    """How results are printed."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+class Fidelity(StrEnum):
+    """Backends by name."""
+
+    FLOW = "flow"
+    PACKET = "packet"
+    EMULATION = "emulation"
+
+
+class Fallback(StrEnum):
+    """What to run instead when emulation is not possible here."""
+
+    FLOW = "flow"
+
+
+class Switch(StrEnum):
+    """On or off."""
+
+    ON = "on"
+    OFF = "off"
+
+
+class Listing(StrEnum):
+    """What ``twin list`` can list."""
+
+    SCENARIOS = "scenarios"
+    CONTROLLERS = "controllers"
+    RUNS = "runs"
+    KNOBS = "knobs"
+    KPIS = "kpis"
+    TOPOLOGIES = "topologies"
+    PROFILES = "profiles"
+
+
+FormatOption = Annotated[Format, typer.Option("--format", help="a table to read or one JSON object")]
+RunsOption = Annotated[Path, typer.Option("--runs", help="folder of the runs")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="run id, its beginning or end, or last")]
+
+
+class UserError(Exception):
+    """Something the user can change; the message is all that is printed."""
+
+    def __init__(self, message: str, code: ExitCode = ExitCode.USAGE) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@app.callback()
+def _root(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks of errors")] = False,
+) -> None:
+    context.obj = {"debug": debug}
+
+
+@app.command()
+def run(
+    scenario: Annotated[str, typer.Argument(metavar="FILE|NAME", help="a *.twin.yml file, or a library scenario")],
+    fidelity: Annotated[Fidelity | None, typer.Option(help="overrides the file")] = None,
+    controller: Annotated[
+        list[str] | None, typer.Option(help="replaces the file's controllers; may be repeated; none for none at all")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="overrides the file")] = None,
+    duration: Annotated[str | None, typer.Option(help="overrides the file, e.g. 30s")] = None,
+    slicing: Annotated[Switch | None, typer.Option(help="off: all slices share one pool of everything")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override any key, e.g. slices.embb.sst=1")
+    ] = None,
+    pcap: Annotated[list[str] | None, typer.Option(metavar="NODE:IFACE", help="capture packets there")] = None,
+    fallback: Annotated[Fallback | None, typer.Option(help="run this instead when emulation is not possible")] = None,
+    runs: Annotated[Path, typer.Option("--out", help="folder of the runs")] = Path("runs"),
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Run a scenario and report what was measured."""
+    from scenarios.execution import BarProgress, execute
+    from scenarios.registry import MissingPartError, emulation_missing
+    from scenarios.runs import dumps, run_object
+
+    overrides: dict[str, Any] = {
+        "fidelity": fidelity and fidelity.value,
+        "seed": seed,
+        "duration_s": None if duration is None else _duration(duration),
+        "slicing": None if slicing is None else slicing is Switch.ON,
+        "controllers": None if controller is None else [name for name in controller if name != "none"],
+        "settings": dict(_setting(text) for text in settings or ()),
+    }
+    loaded = _load(scenario, **overrides)
+    if fallback is not None and loaded.fidelity == "emulation" and (missing := emulation_missing()):
+        _say("emulation is not possible here, running in flow instead:")
+        for item in missing:
+            _say(f"  {item}")
+        loaded = _load(scenario, **{**overrides, "fidelity": fallback.value})
+    if pcap and loaded.fidelity != "emulation":
+        raise UserError(f"--pcap captures real packets and needs fidelity emulation, got {loaded.fidelity}")
+    try:
+        with BarProgress(loaded.duration_s) as progress:
+            finished = execute(loaded, runs=runs, captures=pcap or (), progress=progress)
+    except MissingPartError as error:
+        raise UserError(f"{error}. See twin doctor; --fidelity flow needs nothing.", ExitCode.MISSING) from error
+    for warning in finished.warnings:
+        _say(f"warning: {warning}")
+    found = run_object(finished.result.path)
+    if output is Format.JSON:
+        print(dumps(found))
+    else:
+        from scenarios.tables import print_run
+        from twin.report.text import summary_table
+
+        print_run(found, summary_table(finished.result.path))
+    if finished.result.status != "VALID":
+        _say(f"{finished.result.status}: {finished.result.reason}")
+    raise typer.Exit(finished.exit_code)
+
+
+@app.command()
+def validate(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="scenario files or library names")],
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Check scenario files; one line per mistake."""
+    from scenarios.errors import Problem, ScenarioFileError
+    from scenarios.loader import load_scenario
+    from scenarios.registry import UnknownNameError, find_scenario
+    from scenarios.runs import dumps
+
+    results = []
+    for name in files:
+        problems: tuple[Problem, ...] = ()
+        try:
+            load_scenario(find_scenario(name))
+        except ScenarioFileError as error:
+            problems = error.problems
+        except UnknownNameError as error:
+            problems = (Problem(name, 0, str(error)),)
+        results.append(
+            {
+                "file": name,
+                "valid": not problems,
+                "problems": [{"file": item.file, "line": item.line or None, "text": item.text} for item in problems],
+            }
+        )
+        if output is Format.TABLE:
+            for item in problems:
+                _say(str(item))
+            if not problems:
+                print(f"{name}: valid")
+    if output is Format.JSON:
+        print(dumps({"files": results}))
+    if not all(result["valid"] for result in results):
+        raise typer.Exit(ExitCode.USAGE)
+
+
+@app.command("list")
+def list_(
+    what: Annotated[Listing, typer.Argument(help="what to list")],
+    runs: RunsOption = Path("runs"),
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """List what there is."""
+    from scenarios import listings
+    from scenarios.runs import dumps
+
+    if what is Listing.RUNS:
+        from scenarios.runs import list_runs
+
+        rows = list_runs(runs)
+    else:
+        rows = listings.LISTINGS[what.value]()
+    if output is Format.JSON:
+        print(dumps({what.value: rows}))
+    else:
+        from scenarios.tables import print_rows
+
+        columns = dict.fromkeys(key for row in rows for key in row)
+        print_rows(rows, columns, empty=f"no {what.value}" + (f" in {runs}" if what is Listing.RUNS else ""))
+
+
+@app.command()
+def show(name: RunArgument, runs: RunsOption = Path("runs"), output: FormatOption = Format.TABLE) -> None:
+    """Show a run: KPIs, probes, assertions, report."""
+    from scenarios.runs import dumps, find_run, run_object
+
+    path = find_run(runs, name)
+    found = run_object(path)
+    if output is Format.JSON:
+        print(dumps(found))
+    else:
+        from scenarios.tables import print_run
+        from twin.report.text import summary_table
+
+        print_run(found, summary_table(path))
+
+
+@app.command()
+def export(
+    name: RunArgument,
+    parquet: Annotated[Path, typer.Option(metavar="DIR", help="folder for one Parquet file per table")],
+    runs: RunsOption = Path("runs"),
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Export a run as Parquet files."""
+    from scenarios.runs import dumps, find_run
+    from twin.store import KpiReader
+
+    with KpiReader(find_run(runs, name)) as reader:
+        written = reader.export_parquet(parquet)
+    if output is Format.JSON:
+        print(dumps({"files": [str(path) for path in written]}))
+    else:
+        for path in written:
+            print(path)
+
+
+@app.command()
+def compare(
+    first: RunArgument,
+    second: RunArgument,
+    runs: RunsOption = Path("runs"),
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="also write a report of both, side by side")
+    ] = None,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Compare the means of two runs, KPI by KPI."""
+    from scenarios.runs import compare as compare_runs
+    from scenarios.runs import dumps, find_run
+
+    one, other = find_run(runs, first), find_run(runs, second)
+    rows = compare_runs(one, other)
+    if report is not None:
+        from twin.report.page import write_report
+
+        try:
+            write_report(one, other, to=report)
+        except OSError as error:
+            raise UserError(f"--report {report}: cannot be written: {error.strerror}") from error
+    if output is Format.JSON:
+        print(dumps({"first": one.name, "second": other.name, "kpis": rows}))
+    else:
+        from scenarios.tables import print_rows
+
+        columns = ("entity", "kpi", "unit", "first", "second", "difference", "ratio")
+        print_rows(rows, columns, title=f"{one.name} and {other.name}", empty="the runs have no KPI in common")
+
+
+@app.command()
+def doctor(output: FormatOption = Format.TABLE) -> None:
+    """Say what this host can do, what is missing, and what each missing part would unlock."""
+    from scenarios.runs import dumps
+    from twin.emulation.capabilities import detect, missing_for_emulation
+
+    rows = [asdict(item) for item in detect()]
+    missing = [str(item) for item in missing_for_emulation()]
+    if output is Format.JSON:
+        print(dumps({"emulation": not missing, "missing": missing, "capabilities": rows}))
+    else:
+        from scenarios.tables import print_rows
+
+        print_rows(rows, dict.fromkeys(key for row in rows for key in row))
+        print("emulation: " + ("not possible: " + "; ".join(missing) if missing else "possible"))
+    if missing:
+        raise typer.Exit(ExitCode.MISSING)
+
+
+@app.command()
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be removed")] = False,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Remove what dead runs left on the host, and nothing else."""
+    _collect(None, dry_run, output)
+
+
+@app.command()
+def destroy(
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="id of the run, also without its folder")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be removed")] = False,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Stop one run and remove everything it created on the host."""
+    _collect(run_id, dry_run, output)
+
+
+@app.command("new-controller")
+def new_controller(
+    name: Annotated[str, typer.Argument(help="name, e.g. my_scaler")],
+    folder: Annotated[Path, typer.Option("--dir", help="where the project folder is made")] = Path(),
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Write a controller plug-in: a project that runs and passes its own test."""
+    from scenarios.plugin import write_plugin
+    from scenarios.runs import dumps
+
+    project = write_plugin(name, folder)
+    if output is Format.JSON:
+        print(dumps({"project": str(project), "controller": name}))
+    else:
+        print(f"{project}\nnext: pip install -e {project} && twin run quickstart --fidelity flow --controller {name}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of scenario files."""
+    from scenarios.json_schema import schema_text
+
+    print(schema_text(), end="")
+
+
+def _collect(run_id: str | None, dry_run: bool, output: Format) -> None:
+    from scenarios.runs import dumps
+    from twin.emulation.gc import CollectError, collect
+
+    try:
+        removed = [asdict(item) for item in collect(run_id=run_id, dry_run=dry_run)]
+    except CollectError as error:
+        raise UserError(str(error)) from error
+    kept = [item for item in removed if item["outcome"] == "kept"]
+    if output is Format.JSON:
+        print(dumps({"removed": [item for item in removed if item["outcome"] != "kept"], "kept": kept}))
+    else:
+        from scenarios.tables import print_rows
+
+        print_rows(removed, ("kind", "id", "run_id", "outcome", "detail"), empty="nothing to remove")
+    if kept:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _load(name: str, **overrides: Any) -> Scenario:
+    from scenarios.loader import load_scenario
+    from scenarios.registry import find_scenario
+
+    return load_scenario(find_scenario(name), **overrides)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """``key=value``; the value is read as YAML, so that numbers, lists and text work as in a file."""
+    from scenarios.source import parse_source
+
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {text}: allowed KEY=VALUE, e.g. slices.embb.resources.ran.prb_share=0.5")
+    return key, parse_source(f"value: {value}", f"--set {text}").data["value"]
+
+
+def _duration(text: str) -> float:
+    from scenarios.units import POSITIVE_DURATION, UnitError
+
+    try:
+        return POSITIVE_DURATION.parse(text)
+    except UnitError as error:
+        raise UserError(f"--duration: {error}") from None
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _user_errors() -> tuple[type[Exception], ...]:
+    """Errors whose message is meant for the user; imported late, when one has been raised."""
+    from scenarios.errors import ScenarioFileError
+    from scenarios.plugin import PluginError
+    from scenarios.registry import UnknownNameError
+    from twin.store import StoreError
+
+    return ScenarioFileError, UnknownNameError, PluginError, StoreError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit code (the console script passes it to sys.exit)."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = app(given, prog_name="twin", standalone_mode=False)
+        sys.stdout.flush()
+        return int(code or 0)
+    except BrokenPipeError:
+        # The reader of a pipe (head) has gone; keep the interpreter from complaining about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
+    except KeyboardInterrupt:
+        _say("twin: interrupted")
+        return ExitCode.SIGINT
+    except typer.Abort:
+        return ExitCode.SIGINT
+    except Exception as error:  # noqa: BLE001 the last line of defence: one line instead of a traceback
+        return _explain(error, "--debug" in given)
+
+
+def _explain(error: Exception, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, _UsageError):
+        context = getattr(error, "ctx", None)
+        hint = f" (see {context.command_path} --help)" if context else ""
+        text = " ".join(error.format_message().split())  # type: ignore[attr-defined]
+        _say(f"twin: {text.replace('Value error, ', '')}{hint}")
+        return ExitCode.USAGE
+    if isinstance(error, _ClickException):
+        _say(f"twin: {error.format_message()}")  # type: ignore[attr-defined]
+        return ExitCode.USAGE
+    if isinstance(error, UserError):
+        _say(f"twin: {error}")
+        return error.code
+    if isinstance(error, _user_errors()):
+        _say(str(error))
+        return ExitCode.USAGE
+    from scenarios.registry import MissingPartError
+
+    if isinstance(error, MissingPartError):
+        _say(f"twin: {error}")
+        return ExitCode.MISSING
+    if not debug:
+        with tempfile.NamedTemporaryFile("w", prefix="twin-error-", suffix=".log", delete=False) as log:
+            log.write("".join(traceback.format_exception(error)))
+        _say(f"twin: unexpected {type(error).__name__}: {error} (a bug; details in {log.name})")
+    return ExitCode.FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

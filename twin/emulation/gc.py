@@ -232,9 +232,13 @@ def _identity(entry: Entry) -> str:
 # --- container ------------------------------------------------------------------------------------
 
 
+class DockerUnreachable(Exception):
+    """The Docker daemon does not answer; says where it was looked for."""
+
+
 class _DockerConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("docker", timeout=60)
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("docker", timeout=timeout_s)
         self._path = path
 
     def connect(self) -> None:
@@ -243,20 +247,27 @@ class _DockerConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def _docker(method: str, path: str) -> tuple[int, Any]:
-    """One request to the Docker daemon; _Kept when it does not run."""
+def docker_request(method: str, path: str, *, timeout_s: float = 60.0) -> tuple[int, Any]:
+    """One request to the Docker daemon without its client library, which takes 0.3 s to load; (status, body)."""
     host = os.environ.get("DOCKER_HOST", "")
     where = host.removeprefix("unix://") if host.startswith("unix://") else _DOCKER_SOCKET
-    connection = _DockerConnection(where)
+    connection = _DockerConnection(where, timeout_s)
     try:
         connection.request(method, path)
         response = connection.getresponse()
         body = response.read()
     except (OSError, http.client.HTTPException) as error:
-        raise _Kept(f"Docker does not answer at {where} ({error}); start it and run twin gc again") from None
+        raise DockerUnreachable(f"Docker does not answer at {where} ({error})") from None
     finally:
         connection.close()
     return response.status, json.loads(body) if body else None
+
+
+def _docker(method: str, path: str) -> tuple[int, Any]:
+    try:
+        return docker_request(method, path)
+    except DockerUnreachable as error:
+        raise _Kept(f"{error}; start it and run twin gc again") from None
 
 
 def _container(entry: Entry, record: Record) -> str | None:
@@ -307,7 +318,7 @@ def _bridge_exists(entry: Entry, record: Record) -> bool:
     name = entry.ids["name"]
     if name not in _ovs("list-br").split():
         return False
-    owner = _ovs("br-get-external-id", name, LABEL).strip()
+    owner = _ovs("br-get-external-id", name, "twinbed-run").strip()
     return owner in ("", record.run_id)
 
 
@@ -364,7 +375,17 @@ def _process_remove(entry: Entry, _: Record) -> None:
 # --- cgroup, mount, folder, file ----------------------------------------------------------------------
 
 
-def _cgroup_remove(entry: Entry, _: Record) -> None:
+def _cgroup_exists(entry: Entry, record: Record) -> bool:
+    paths = [Path(one) for one in entry.ids["paths"]]
+    return record.same_boot and any(one.is_dir() for path in paths for one in (path, *_own_parents(path, record)))
+
+
+def _own_parents(path: Path, record: Record) -> list[Path]:
+    """``twinbed/RUN`` above ``twinbed/RUN/NAME``: made on the way, and gone when empty."""
+    return [path.parent] if path.parent.name == record.run_id else []
+
+
+def _cgroup_remove(entry: Entry, record: Record) -> None:
     for top in map(Path, entry.ids["paths"]):
         if not _below(top, "/sys/fs/cgroup"):
             raise _Kept(f"not below /sys/fs/cgroup: {top}")
@@ -382,6 +403,10 @@ def _cgroup_remove(entry: Entry, _: Record) -> None:
                 raise _Kept(f"busy: {top}")
             if top.is_dir():
                 time.sleep(0.02)
+        for parent in _own_parents(top, record):
+            with contextlib.suppress(OSError):  # other groups of the run, or other runs, are still below
+                parent.rmdir()
+                parent.parent.rmdir()
 
 
 def _mounted(path: Path) -> bool:
@@ -428,7 +453,7 @@ _KINDS: dict[str, _Kind] = {
     "interface": _Kind(_interface_exists, _interface_remove),
     "netns": _Kind(lambda entry, _: _netns_path(entry).exists(), _netns_remove),
     "process": _Kind(_process_exists, _process_remove),
-    "cgroup": _Kind(lambda entry, _: any(Path(one).is_dir() for one in entry.ids["paths"]), _cgroup_remove),
+    "cgroup": _Kind(_cgroup_exists, _cgroup_remove),
     "mount": _Kind(
         lambda entry, _: _mounted(Path(entry.ids["path"])), lambda entry, _: _unmount(Path(entry.ids["path"]))
     ),

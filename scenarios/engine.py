@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -132,8 +132,8 @@ class Episode:
         if failed:
             self.status = "INVALID"
             self.reason = "the host did not deliver " + "; ".join(
-                f"{probe.item}: declared {probe.declared:g} {probe.unit}, measured {probe.measured:g} {probe.unit}"
-                + (f" ({probe.detail})" if probe.detail else "")
+                f"{probe.item}: declared {_amount(probe.declared, probe.unit)}, "
+                f"measured {_amount(probe.measured, probe.unit)}" + (f" ({probe.detail})" if probe.detail else "")
                 for probe in failed
             )
         if self._store is not None:
@@ -323,6 +323,7 @@ def run(
     What can go wrong in a run (network lost, disk full, controller unusable, SIGINT, SIGTERM) does
     not raise: the network is released, the manifest says FAILED and why, and so does the result.
     """
+    scenario = replace(scenario, controllers=tuple(controllers))
     signal_number: int | None = None
     overloaded = ""
     try:
@@ -468,6 +469,10 @@ def _signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _amount(value: float, unit: str) -> str:
+    return f"{value:g}" if unit in ("", "1") else f"{value:g} {unit}"
 
 
 def _words(action: Action) -> str:

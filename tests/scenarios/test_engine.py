@@ -132,7 +132,7 @@ def scenario(**changes: Any) -> Scenario:
 
 def spec(cls: str, name: str = "c", **changes: Any) -> ControllerSpec:
     settings: dict[str, Any] = {"interval_s": 2.0, "scope": ("slice:embb",), "time_limit_s": 5.0}
-    return ControllerSpec(name=name, controller=f"misbehaving:{cls}", **{**settings, **changes})
+    return ControllerSpec(name=name, controller=f"tests.scenarios.misbehaving:{cls}", **{**settings, **changes})
 
 
 @pytest.fixture
@@ -292,7 +292,7 @@ def test_an_action_out_of_range_or_scope_is_refused_and_counted(execute: Any, an
     [
         (spec("Good", params={"step": 0}), "controller c: step must not be 0, got 0"),
         (spec("NeverReady"), "controller c: OSError: no model file for slice:embb"),
-        (spec("Nobody"), "controller c: controller 'misbehaving:Nobody' cannot be loaded"),
+        (spec("Nobody"), "controller c: controller 'tests.scenarios.misbehaving:Nobody' cannot be loaded"),
         (ControllerSpec(name="c", controller="nobody"), "controller c: no controller named 'nobody'; controllers: "),
     ],
 )
@@ -453,8 +453,8 @@ def test_a_signal_stops_a_run_cleanly(execute: Any, number: signal.Signals) -> N
 def test_workers_die_with_a_killed_engine(tmp_path: Path) -> None:
     script = f"""
 import os, sys
-sys.path[:0] = [{str(Path(__file__).parent)!r}]
-from test_engine import FakeBackend, scenario, spec
+sys.path[:0] = [{str(Path(__file__).parents[2])!r}]
+from tests.scenarios.test_engine import FakeBackend, scenario, spec
 from scenarios.engine import run
 from twin.store import RunStore
 from pathlib import Path

@@ -1,0 +1,129 @@
+"""The topology as an SVG: users on the left, applications on the right, slices in their colours."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+# Okabe and Ito's palette: told apart with every common kind of colour vision.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#4D4D4D")
+_KINDS = {"ue": "UE", "gnb": "gNB", "upf": "UPF", "switch": "switch"}
+_WIDTH, _HEIGHT, _COLUMN, _ROW, _MARGIN = 132, 50, 236, 92, 16
+
+
+def slice_colours(topology: dict[str, Any]) -> dict[str, str]:
+    """One colour per slice, in the order of the file."""
+    return {slice_["name"]: PALETTE[n % len(PALETTE)] for n, slice_ in enumerate(topology["slices"])}
+
+
+def topology_svg(topology: dict[str, Any]) -> str:
+    """The drawing as an ``<svg>`` element; empty for a topology without nodes."""
+    if not topology["nodes"]:
+        return ""
+    colours = slice_colours(topology)
+    place = _layout(topology)
+    rows = max(row for _, row in place.values())
+    columns = max(column for column, _ in place.values())
+    width = 2 * _MARGIN + columns * _COLUMN + _WIDTH
+    height = 2 * _MARGIN + rows * _ROW + _HEIGHT
+    at = {name: (_MARGIN + column * _COLUMN, _MARGIN + row * _ROW) for name, (column, row) in place.items()}
+    parts = [
+        f'<svg class="topology" viewBox="0 0 {width:.0f} {height:.0f}" style="min-width:{min(width, 760):.0f}px;'
+        f'max-width:{width * 1.15:.0f}px" role="img" aria-label="the network of this run">'
+    ]
+    labels: list[str] = []
+    taken: list[tuple[float, float]] = []
+    for link in topology["links"]:
+        line, label = _link(link, at, taken)
+        parts.append(line)
+        labels.append(label)
+    parts.extend(_node(node, at[node["name"]], colours) for node in topology["nodes"])
+    return "".join([*parts, *labels, "</svg>"])
+
+
+def _layout(topology: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    """(column, row) of each node: distance from the users, ordered so that few links cross."""
+    names = [node["name"] for node in topology["nodes"]]
+    near: dict[str, list[str]] = {name: [] for name in names}
+    for link in topology["links"]:
+        near[link["a"]].append(link["b"])
+        near[link["b"]].append(link["a"])
+    column: dict[str, int] = {}
+    starts = [node["name"] for node in topology["nodes"] if node["kind"] == "ue"] or names[:1]
+    while len(column) < len(names):
+        front = [name for name in starts if name not in column] or [n for n in names if n not in column][:1]
+        column.update(dict.fromkeys(front, 0))
+        while front:
+            following = dict.fromkeys(other for name in front for other in near[name] if other not in column)
+            column.update(dict.fromkeys(following, column[front[0]] + 1))
+            front = list(following)
+    groups: dict[int, list[str]] = {}
+    for name in names:
+        groups.setdefault(column[name], []).append(name)
+    tallest = max(len(group) for group in groups.values())
+    row: dict[str, float] = {}
+    for group in (groups[number] for number in sorted(groups)):
+        for index, name in enumerate(group):
+            row[name] = index + (tallest - len(group)) / 2
+    for _ in range(4):
+        for number in sorted(groups):
+            group = groups[number]
+            group.sort(key=lambda n: sum(row[o] for o in near[n]) / len(near[n]) if near[n] else row[n])
+            for index, name in enumerate(group):
+                row[name] = index + (tallest - len(group)) / 2
+    ranks = {number: rank for rank, number in enumerate(sorted(groups))}
+    return {name: (float(ranks[column[name]]), row[name]) for name in names}
+
+
+def _link(
+    link: dict[str, Any], at: dict[str, tuple[float, float]], taken: list[tuple[float, float]]
+) -> tuple[str, str]:
+    (ax, ay), (bx, by) = at[link["a"]], at[link["b"]]
+    if ax == bx:  # same column: bow to the right
+        x, y1, y2 = ax + _WIDTH, ay + _HEIGHT / 2, by + _HEIGHT / 2
+        path = f"M{x},{y1} C{x + 46},{y1} {x + 46},{y2} {x},{y2}"
+        middle = (x + 36, (y1 + y2) / 2)
+    else:
+        if ax > bx:
+            ax, ay, bx, by = bx, by, ax, ay
+        x1, y1, x2, y2 = ax + _WIDTH, ay + _HEIGHT / 2, bx, by + _HEIGHT / 2
+        bend = (x2 - x1) / 2
+        path = f"M{x1},{y1} C{x1 + bend},{y1} {x2 - bend},{y2} {x2},{y2}"
+        middle = ((x1 + x2) / 2, (y1 + y2) / 2)
+    x, y = middle
+    while any(abs(x - other_x) < 90 and abs(y - other_y) < 24 for other_x, other_y in taken):
+        y += 12
+    taken.append((x, y))
+    words = []
+    if link["bandwidth_bps"] is not None:
+        words.append(f"{link['bandwidth_bps'] / 1e6:g} Mbit/s")
+    trouble = []
+    if link["delay_s"]:
+        jitter = f" ± {link['jitter_s'] * 1e3:g}" if link["jitter_s"] else ""
+        trouble.append(f"{link['delay_s'] * 1e3:g}{jitter} ms")
+    if link["loss_ratio"]:
+        trouble.append(f"{link['loss_ratio'] * 100:g} % loss")
+    words.extend([", ".join(trouble)] if trouble else [])
+    lines = "".join(
+        f'<text x="{x:.0f}" y="{y + (n - (len(words) - 1) / 2) * 13 + 4:.0f}" class="label">{word}</text>'
+        for n, word in enumerate(words)
+    )
+    title = html.escape(f"{link['a']}-{link['b']}: {', '.join(words) or 'not limited'}")
+    return f'<path d="{path}" class="link"><title>{title}</title></path>', lines
+
+
+def _node(node: dict[str, Any], at: tuple[float, float], colours: dict[str, str]) -> str:
+    x, y = at
+    colour = colours.get(node.get("slice", ""), "#5b6673")
+    kind = f"{node['service']} app" if node["kind"] == "app" else _KINDS.get(node["kind"], node["kind"])
+    count = f" \N{MULTIPLICATION SIGN} {node['count']}" if node["kind"] == "ue" and node["count"] > 1 else ""
+    limit = f", {node['cpu_millicores']:g} m" if node.get("cpu_millicores") else ""
+    tint = f"{colour}1f" if node.get("slice") else "#f3f5f7"
+    radius = _HEIGHT / 2 if node["kind"] == "ue" else 6
+    return (
+        f'<g class="node"><rect x="{x}" y="{y}" width="{_WIDTH}" height="{_HEIGHT}" rx="{radius}" '
+        f'fill="#fff"/><rect x="{x}" y="{y}" width="{_WIDTH}" height="{_HEIGHT}" rx="{radius}" '
+        f'fill="{tint}" stroke="{colour}" stroke-width="1.6"/>'
+        f'<text x="{x + _WIDTH / 2}" y="{y + 21}" class="name">{html.escape(node["name"])}{count}</text>'
+        f'<text x="{x + _WIDTH / 2}" y="{y + 38}" class="kind">{html.escape(kind + limit)}</text></g>'
+    )

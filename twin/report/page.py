@@ -1,0 +1,216 @@
+"""``report.html``: one file that opens offline, for one run or for two side by side."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from twin.kpis import KPIS
+from twin.report.charts import timeline
+from twin.report.drawing import slice_colours, topology_svg
+from twin.report.view import MAX_POINTS, RunView, read_run
+
+_HERE = Path(__file__).parent
+
+
+def write_report(run: Path, against: Path | None = None, *, to: Path | None = None) -> Path:
+    """Write the report of a run folder, beside another run if ``against`` is given; return its path.
+
+    Default places are ``report.html`` in the run folder, and ``report-against-ID.html`` for two runs.
+    Raises :class:`twin.store.StoreError` when a folder holds no run, OSError when nothing can be written.
+    """
+    views = [read_run(folder) for folder in (run, against) if folder is not None]
+    views = [_labelled(view, views) for view in views]
+    if to is None:
+        to = run / ("report.html" if against is None else f"report-against-{against.name}.html")
+    to.write_text(render(views), encoding="utf-8")
+    return to
+
+
+def render(views: Sequence[RunView]) -> str:
+    """The page as text."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = _number
+    longest = max((times.size for view in views for times, _ in view.series.values()), default=0)
+    return environment.get_template("report.html.j2").render(
+        title=" against ".join(view.manifest.get("run_id", view.path.name) for view in views),
+        style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
+        plotly=Markup(get_plotlyjs()),
+        runs=[_context(view) for view in views],
+        figures=[_script(figure) for figure in timeline(views)],
+        contrast=_contrast(views) if len(views) == 2 else [],
+        same_topology=len({json.dumps(_wiring(view), sort_keys=True) for view in views}) == 1,
+        thinned=longest > MAX_POINTS,
+    )
+
+
+def _labelled(view: RunView, views: Sequence[RunView]) -> RunView:
+    """What tells two runs apart: slicing, fidelity, controllers, or at least their ids."""
+    if len(views) == 1:
+        return view
+    for told in (_slicing, _fidelity, _controllers):
+        if told(views[0]) != told(views[1]):
+            return _with_label(view, told(view))
+    return _with_label(view, str(view.manifest.get("run_id", view.path.name)))
+
+
+def _with_label(view: RunView, label: str) -> RunView:
+    return RunView(**{**{field: getattr(view, field) for field in view.__dataclass_fields__}, "label": label})
+
+
+def _slicing(view: RunView) -> str:
+    return "slicing on" if view.topology.get("slicing", True) else "slicing off"
+
+
+def _fidelity(view: RunView) -> str:
+    return str(view.manifest.get("fidelity", "?"))
+
+
+def _controllers(view: RunView) -> str:
+    return ", ".join(spec["controller"] for spec in view.scenario.get("controllers", [])) or "no controller"
+
+
+def _wiring(view: RunView) -> dict[str, Any]:
+    return {key: value for key, value in view.topology.items() if key in ("nodes", "links")}
+
+
+def _script(figure: dict[str, Any]) -> Markup:
+    # "</" would end the script element.
+    return Markup(json.dumps(figure, separators=(",", ":"), allow_nan=False).replace("</", "<\\/"))
+
+
+def _context(view: RunView) -> dict[str, Any]:
+    # A run that failed early knows little about itself.
+    unknown = {"status": "?", "fidelity": "?", "seed": "?", "simulated_s": 0, "reason": "", "host_overloaded": ""}
+    manifest = {"run_id": view.path.name, **unknown, **view.manifest}
+    scenario = {"name": "", "description": "", **view.scenario}
+    colours = slice_colours(view.topology)
+    return {
+        "view": view,
+        "manifest": manifest,
+        "scenario": scenario,
+        "measured": view.manifest.get("fidelity") == "emulation",
+        "colours": colours,
+        "svg": Markup(topology_svg(view.topology)),
+        "tiles": [_tile(view, slice_, colours[slice_["name"]]) for slice_ in view.topology["slices"]],
+        "controllers": _controllers(view),
+        "slicing": _slicing(view),
+        "refused": [row for row in view.actions if not row.applied],
+        "applied": sum(row.applied for row in view.actions),
+        "faults": [event for event in view.events if event.kind not in ("label",)],
+        "failed_probes": sum(not probe.passed for probe in view.probes),
+        "host_load": _host_load(view),
+        "kpis": [
+            (entity, name, summary, view.provenance(name), KPIS.get(name))
+            for entity, names in view.summary.items()
+            if entity.partition(":")[0] != "ue"
+            for name, summary in names.items()
+        ],
+        "ues": sum(entity.startswith("ue:") for entity in view.summary),
+        "provenance": sorted({view.provenance(name) for names in view.summary.values() for name in names}),
+        "facts": _facts(view),
+    }
+
+
+def _tile(view: RunView, slice_: dict[str, Any], colour: str) -> dict[str, Any]:
+    entity = f"slice:{slice_['name']}"
+    down, up = view.mean(entity, "throughput_dl_bps"), view.mean(entity, "throughput_ul_bps")
+    kept = [promise.kept for promise in view.promises if promise.slice == slice_["name"] and promise.kept is not None]
+    return {
+        "name": slice_["name"],
+        "nssai": f"SST {slice_['sst']}, SD {slice_['sd']}",
+        "colour": colour,
+        "throughput_mbps": (0 if math.isnan(down) else down / 1e6) + (0 if math.isnan(up) else up / 1e6),
+        "delay_ms": view.mean(entity, "delay_dl_p95_s", "delay_ul_p95_s") * 1e3,
+        "loss_percent": view.mean(entity, "loss_dl_ratio", "loss_ul_ratio") * 100,
+        "beta": view.last(entity, "qos_degradation_ratio"),
+        "response_ms": view.mean(entity, "response_p95_s") * 1e3,
+        "kept": None if not kept else all(kept),
+    }
+
+
+def _contrast(views: Sequence[RunView]) -> list[dict[str, Any]]:
+    """Delay of every slice in both runs as bars on one logarithmic scale, the first thing to see.
+
+    The 95th percentile over the intervals shows the time of congestion, which a mean would hide.
+    """
+    found: list[dict[str, Any]] = []
+    for view in views:
+        colours = slice_colours(view.topology)
+        rows: list[dict[str, Any]] = []
+        for name in view.slices:
+            summary = view.summary.get(f"slice:{name}", {})
+            delays = [summary[key].p95 for key in ("delay_dl_p95_s", "delay_ul_p95_s") if key in summary]
+            if delays and max(delays) > 0:
+                rows.append({"slice": name, "colour": colours[name], "delay_ms": 1e3 * max(delays)})
+        values = [row["delay_ms"] for row in rows]
+        ratio = max(values) / min(values) if len(values) > 1 else math.nan
+        found.append({"label": view.label, "rows": rows, "ratio": ratio})
+    logs = [math.log10(row["delay_ms"]) for group in found for row in group["rows"]]
+    if not logs:
+        return []
+    low, high = min(logs) - 0.3, max(logs)
+    for group in found:
+        for row in group["rows"]:
+            row["width_percent"] = 100 * (math.log10(row["delay_ms"]) - low) / (high - low)
+    return found
+
+
+def _host_load(view: RunView) -> list[tuple[str, str]]:
+    run = view.summary.get("run", {})
+    lines = []
+    for name, word, factor, unit in (
+        ("host_cpu_ratio", "host CPU", 100, "%"),
+        ("host_memory_ratio", "host memory", 100, "%"),
+        ("engine_cpu_millicores", "CPU of TwinBed itself", 1, "millicores"),
+        ("clock_lag_s", "lateness of an interval", 1e3, "ms"),
+    ):
+        if name in run:
+            found = run[name]
+            figures = ", ".join(f"{key} {getattr(found, key) * factor:.1f}" for key in ("mean", "p95", "max"))
+            lines.append((word, f"{figures} {unit}"))
+    return lines
+
+
+def _facts(view: RunView) -> list[tuple[str, str]]:
+    manifest, scenario = view.manifest, view.scenario
+    host = manifest.get("host") or {}
+    versions = manifest.get("versions") or {}
+    length = f"{manifest.get('simulated_s', 0):g} of {scenario.get('duration_s', 0):g} s"
+    lines = [
+        ("run", manifest.get("run_id", view.path.name)),
+        ("fidelity", f"{manifest.get('fidelity', '?')} (backend {manifest.get('backend', '?')})"),
+        ("length", f"{length}, an observation every {scenario.get('interval_s', 0):g} s"),
+        ("seed", str(manifest.get("seed", "?"))),
+        ("controllers", _controllers(view)),
+        ("slicing", "on" if view.topology.get("slicing", True) else "off"),
+        ("started", str(manifest.get("started", "?"))),
+        ("ended", str(manifest.get("ended", "?"))),
+        ("host", ", ".join(str(host[key]) for key in ("name", "kernel", "machine") if key in host) or "?"),
+        ("versions", ", ".join(f"{name} {number}" for name, number in versions.items()) or "?"),
+        ("commit", str(manifest.get("commit") or "not from a repository")),
+        ("command", " ".join(manifest.get("argv") or []) or "?"),
+    ]
+    return [(name, value) for name, value in lines if value]
+
+
+def _number(value: float, digits: int = 1) -> str:
+    """A number for people: a few figures, a dash when there is none."""
+    if value is None or math.isnan(value):
+        return "-"
+    if value != 0 and (abs(value) >= 1e5 or abs(value) < 10**-digits / 2):
+        return f"{value:.3g}"
+    return f"{value:.{digits}f}"

@@ -1,0 +1,52 @@
+"""The summary of a run in the terminal: one row per slice."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from rich.table import Table
+
+from twin.report.view import RunView, read_run
+
+
+def summary_table(run: Path) -> Table:
+    """Throughput, delay, loss, beta and CPU of each slice, and whether its promises were kept.
+
+    Figures are means over the run; delay is the mean of the intervals' 95th percentiles, the slower
+    direction; beta and CPU limit are those at the end. Raises :class:`twin.store.StoreError`.
+    """
+    view = read_run(run)
+    seconds = view.manifest.get("simulated_s", 0)
+    title = f"{view.manifest.get('run_id', run.name)}: {view.manifest.get('status', '?')}"
+    kind = "measured" if view.manifest.get("fidelity") == "emulation" else "modelled"
+    table = Table(title=title, caption=f"{view.manifest.get('fidelity', '?')}: {kind}, {seconds:g} s")
+    table.add_column("slice")
+    for heading in ("DL Mbit/s", "UL Mbit/s", "delay p95 ms", "loss %", "β", "CPU m used/limit"):
+        table.add_column(heading, justify="right")
+    table.add_column("SLA")
+    for name in view.slices:
+        entity = f"slice:{name}"
+        used, limit = view.mean(entity, "cpu_used_millicores"), view.last(entity, "cpu_limit_millicores")
+        table.add_row(
+            name,
+            _number(view.mean(entity, "throughput_dl_bps") / 1e6, 2),
+            _number(view.mean(entity, "throughput_ul_bps") / 1e6, 2),
+            _number(view.mean(entity, "delay_dl_p95_s", "delay_ul_p95_s") * 1e3, 1),
+            _number(view.mean(entity, "loss_dl_ratio", "loss_ul_ratio") * 1e2, 2),
+            _number(view.last(entity, "qos_degradation_ratio"), 3),
+            "-" if math.isnan(used) else f"{used:.0f}/{_number(limit, 0)}",
+            _verdict(view, name),
+        )
+    return table
+
+
+def _verdict(view: RunView, name: str) -> str:
+    kept = [promise.kept for promise in view.promises if promise.slice == name and promise.kept is not None]
+    if not kept:
+        return "-"
+    return "[green]kept[/]" if all(kept) else f"[red]{kept.count(False)} of {len(kept)} broken[/]"
+
+
+def _number(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"

@@ -132,7 +132,9 @@ class UserPlaneMeter:
         sent = self._sent_by_apps(readings.app)
         for stats in readings.traffic.values():
             for name, row in stats["flows"].items():
-                flow = self._flows[name]
+                flow = self._flows.get(name)
+                if flow is None:  # a probe of the bring-up
+                    continue
                 tally = tallies[flow.ue]
                 tally.rtts.append(row["rtt"])
                 if flow.service == "stream":

@@ -138,6 +138,10 @@ class Shaper:
                 raise self._error(error) from None
             self._next_minor += 1
 
+    def has_class(self, name: str) -> bool:
+        """Whether :meth:`add_class` made this class."""
+        return name in self._classes
+
     def set_class_rate(self, name: str, bandwidth_bps: float) -> None:
         """Change the rate of a class, live."""
         rate = self._checked_rate(bandwidth_bps, f"bandwidth_bps of class {name}")

@@ -97,8 +97,8 @@ class UeProgram:
         self._ul_unknown = self._malformed = self._send_errors = 0
         self._tun = net.open_tun(self._tun_name, mtu_bytes)
         self._netlink = net.Netlink()
-        for route in value(config, "routes", list, []):
-            self._netlink.add_route(self._tun_name, *net.prefix(route, "routes"))
+        self._routes = [net.prefix(route, "routes") for route in value(config, "routes", list, [])]
+        self._set_routes()
         self._radio = net.udp_socket("0.0.0.0", 0)
         self._gnb = (gnb["address"], int(number(gnb, "port", 1, 65535)))
         self._connected = False
@@ -246,6 +246,8 @@ class UeProgram:
         self._stop_timer(ue)
         try:
             self._netlink.add_address(self._tun_name, ue.address)
+            # The kernel forgets a device's routes together with its last address.
+            self._set_routes()
         except OSError as error:
             self._give_up(ue, f"address {ue.text}: {error}")
             return
@@ -255,6 +257,10 @@ class UeProgram:
         self._attach_count += 1
         self._attach_histogram.add(ue.attach_us)
         self._tell(ue, {"ok": True, "attach_us": round(ue.attach_us, 1)})
+
+    def _set_routes(self) -> None:
+        for network, length in self._routes:
+            self._netlink.add_route(self._tun_name, network, length)
 
     def _give_up(self, ue: UeState, cause: str) -> None:
         self._attach_failures += 1

@@ -1,0 +1,777 @@
+"""A plan made real: containers, switches, links and programs, and the ways to change them while they run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import twin
+from topologies.model import App, Container, Host, Link, Node, Switch, Ue, Upf
+from topologies.paths import Route
+from twin.emulation import programs as specs
+from twin.emulation.cgroups import Cgroup, CgroupError, quota_and_period
+from twin.emulation.client import ProgramClient, ProgramError
+from twin.emulation.containernet import Containernet
+from twin.emulation.errors import EmulationError
+from twin.emulation.images import ImageError
+from twin.emulation.impairment import End, LinkError, LinkHandle, LinkSpec, make_links
+from twin.emulation.meter import Deltas
+from twin.emulation.nodes import ContainerError, SwitchError
+from twin.emulation.plan import Interface, Pair, Plan, reroute
+from twin.emulation.process import LaunchError, Process
+from twin.emulation.programs import ProgramSpec
+from twin.emulation.shaping import Shaper, ShapingError
+from twin.journal import Journal
+from twin.load import Flow
+from twin.types import Kpi
+
+Progress = Callable[[str], None]
+
+GUEST_ROOT = "/opt/twinbed"
+RUNTIME_ROOT = Path("/run/twinbed")
+READY_TIMEOUT_S = 10.0
+DRAIN_TIMEOUT_S = 2.0
+RULE_PRIORITY = 100
+
+# What can go wrong on the host, told in one line by whoever found it.
+HOST_ERRORS = (
+    ContainerError, SwitchError, ImageError, LinkError, ShapingError, CgroupError, LaunchError, ProgramError
+)
+
+
+@dataclass
+class _Program:
+    spec: ProgramSpec
+    process: Process
+    client: ProgramClient
+
+
+@dataclass(frozen=True)
+class _Computing:
+    """CPU and memory of one or several control groups in an interval; a limit None is no limit."""
+
+    used_millicores: float
+    periods: float
+    throttled: float
+    limit_millicores: float | None
+    memory_bytes: int
+    memory_limit_bytes: int | None
+
+    def plus(self, other: _Computing) -> _Computing:
+        limits = (self.limit_millicores, other.limit_millicores)
+        memories = (self.memory_limit_bytes, other.memory_limit_bytes)
+        return _Computing(
+            self.used_millicores + other.used_millicores,
+            self.periods + other.periods,
+            self.throttled + other.throttled,
+            None if None in limits else sum(limit for limit in limits if limit is not None),
+            self.memory_bytes + other.memory_bytes,
+            None if None in memories else sum(limit for limit in memories if limit is not None),
+        )
+
+    def kpis(self, time_s: float, entity: str) -> list[Kpi]:
+        rows = [Kpi(time_s, entity, "cpu_used_millicores", self.used_millicores)]
+        if self.limit_millicores is not None:
+            rows.append(Kpi(time_s, entity, "cpu_limit_millicores", self.limit_millicores))
+            ratio = self.throttled / self.periods if self.periods else 0.0
+            rows.append(Kpi(time_s, entity, "cpu_throttled_ratio", ratio))
+        return rows
+
+
+class Network:
+    """Owns everything that an emulation makes on the host. :meth:`up` once, :meth:`down` at the end."""
+
+    def __init__(self, plan: Plan, *, run_id: str, prefix: str, logs: Path, journal: Journal, seed: int) -> None:
+        self.plan = plan
+        self._run_id = run_id
+        self._prefix = prefix
+        self._logs = logs
+        self._journal = journal
+        self._seed = seed
+        self._epoch_ns = time.monotonic_ns()
+        self._runtime = RUNTIME_ROOT / prefix
+        self._stack = contextlib.ExitStack()
+        self._containers: dict[str, Any] = {}
+        self._links: dict[str, LinkHandle] = {}
+        self._groups: dict[str, Cgroup] = {}
+        self._programs: dict[str, _Program] = {}
+        self._down: set[str] = set()
+        self._replicas = {app.name: app.replicas for app in plan.topology.of_kind(App) if app.service == "request"}
+        self._prb_share = {slice_.name: slice_.prb_share for slice_ in plan.topology.slices}
+        self._bandwidth_bps = {slice_.name: slice_.bandwidth_bps for slice_ in plan.topology.slices}
+        self._pairs = {(pair.a.node, pair.b.node): pair for pair in plan.pairs}
+        self._cookies: dict[tuple[str, str], int] = {}
+        self._versions: dict[tuple[str, str], int] = {}
+        self._deltas = Deltas()
+        self._drains = ThreadPoolExecutor(max_workers=1, thread_name_prefix="drain")
+
+    # --- bring-up and teardown ---------------------------------------------------------------------
+
+    def up(self, progress: Progress) -> None:
+        """Make everything. EmulationError says what could not be made; call :meth:`down` then too."""
+        topology = self.plan.topology
+        try:
+            progress("starting containers and switches")
+            self._runtime_folder()
+            self._logs.mkdir(parents=True, exist_ok=True)
+            self._net = Containernet(
+                controller=None, run_id=self._run_id, journal=self._journal, prefix=self._prefix
+            )
+            self._stack.callback(self._net.stop)
+            for node in topology.nodes:
+                self._add_node(node)
+            for name in [name for app in self._replicas for name in self._replica_nodes(app)]:
+                self._add_replica(name)
+            self._net.start()
+            for node in topology.nodes:
+                if isinstance(node, Container):
+                    self._containers[node.name].check_running()
+            progress("connecting links")
+            self._connect([*topology.links, *self._replica_links()])
+            for name in self._containers:
+                self._configure(name)
+            self._install_rules(list(self._pairs.values()))
+            self._shape_slices()
+            progress("starting programs")
+            self._make_groups()
+            self._start(list(specs.programs(self.plan, seed=self._seed, epoch_ns=self._epoch_ns)))
+        except HOST_ERRORS as error:
+            raise EmulationError(str(error)) from error
+
+    def down(self) -> None:
+        """Remove everything; may be called twice and after a failed :meth:`up`."""
+        self._drains.shutdown(wait=True)
+        for program in self._programs.values():
+            program.client.close()
+            program.process.kill()
+        self._programs.clear()
+        for group in self._groups.values():
+            group.remove()
+        self._groups.clear()
+        self._stack.close()
+
+    def _runtime_folder(self) -> None:
+        entry = self._journal.record("folder", path=str(self._runtime))
+        self._runtime.mkdir(parents=True, exist_ok=False)
+
+        def remove() -> None:
+            for path in self._runtime.iterdir():
+                path.unlink()
+            self._runtime.rmdir()
+            self._journal.done(entry)
+
+        self._stack.callback(remove)
+
+    def _add_node(self, node: Node) -> None:
+        if isinstance(node, Switch):
+            self._net.addSwitch(node.name, failMode="secure")
+        elif isinstance(node, Host):
+            self._containers[node.name] = self._net.addHost(node.name, ip=None)
+        else:
+            self._containers[node.name] = self._net.addDocker(node.name, **self._container_options(node))
+
+    def _container_options(self, node: Node) -> dict[str, Any]:
+        code = Path(twin.__file__).parent
+        options: dict[str, Any] = {
+            "ip": None,
+            "volumes": [f"{code}:{GUEST_ROOT}/twin:ro", f"{self._runtime}:{self._runtime}:rw"],
+        }
+        if node.image is not None:
+            options["dimage"] = node.image
+        if isinstance(node, Ue | Upf):
+            options["devices"] = ["/dev/net/tun"]
+        if isinstance(node, Container) and node.command is not None:
+            options["dcmd"] = node.command
+        limited = not (isinstance(node, App) and node.name in self._replicas)
+        if node.cpu_millicores is not None and limited:
+            options["cpu_quota"], options["cpu_period"] = quota_and_period(node.cpu_millicores)
+        if node.memory_mib is not None and limited:
+            options["mem_limit"] = f"{int(node.memory_mib * 1024)}k"
+        return options
+
+    def _replica_nodes(self, app: str) -> list[str]:
+        return [specs.replica_node(app, index) for index in range(1, self._replicas[app] + 1)]
+
+    def _add_replica(self, name: str) -> None:
+        app = self._app(name.rpartition("-r")[0])
+        options = self._container_options(Container(name=name, image=app.image))
+        if app.cpu_millicores is not None:
+            options["cpu_quota"], options["cpu_period"] = quota_and_period(app.cpu_millicores)
+        if app.memory_mib is not None:
+            options["mem_limit"] = f"{int(app.memory_mib * 1024)}k"
+        self._containers[name] = self._net.addDocker(name, **options)
+
+    def _app(self, name: str) -> App:
+        node = self.plan.topology.node(name)
+        assert isinstance(node, App)
+        return node
+
+    def _replica_links(self) -> list[Link]:
+        return [Link(a=app, b=name) for app in self._replicas for name in self._replica_nodes(app)]
+
+    def _connect(self, links: Sequence[Link]) -> None:
+        """Make links in one batch and plug their root ends into the switches in one transaction."""
+        wanted = [
+            LinkSpec(
+                a=self._end(link, link.a),
+                b=self._end(link, link.b),
+                bandwidth_bps=link.bandwidth_bps,
+                delay_s=link.delay_s,
+                jitter_s=link.jitter_s,
+                loss_ratio=link.loss_ratio,
+                reorder=False,
+                seed=self._seed,
+            )
+            for link in links
+        ]
+        handles = make_links(wanted, journal=self._journal, run_id=self._run_id)
+        ports: list[str] = []
+        for link, handle in zip(links, handles, strict=True):
+            self._links[link.name] = handle
+            self._stack.callback(handle.close)
+            ports += self._port_commands(link)
+        if ports:
+            self._net.vsctl(ports)
+
+    def _port_commands(self, link: Link) -> list[str]:
+        commands = []
+        for node in (link.a, link.b):
+            if self._is_switch(node):
+                bridge, port = self._net.get(node).bridge, self._root_name(link, node)
+                commands += ["--", "--may-exist", "add-port", bridge, port]
+                commands += ["--", "set", "Interface", port, f"ofport_request={self._port_number(link)}"]
+        return commands
+
+    def _is_switch(self, node: str) -> bool:
+        return any(switch.name == node for switch in self.plan.topology.of_kind(Switch))
+
+    def _port_number(self, link: Link) -> int:
+        """OpenFlow port of a link on either of its switches: its place in the topology, from 1."""
+        return self.plan.topology.links.index(link) + 1
+
+    def _root_name(self, link: Link, node: str) -> str:
+        return f"{self._prefix}-{self._port_number(link)}{'a' if node == link.a else 'b'}"
+
+    def _end(self, link: Link, node: str) -> End:
+        if self._is_switch(node):
+            return End(None, self._root_name(link, node), self.plan.interface(node, link.name).mac)
+        name, mac = self._own_interface(link, node)
+        return End(self._containers[node].netns_pid, name, mac)
+
+    def _own_interface(self, link: Link, node: str) -> tuple[str, str | None]:
+        interface = self.plan.interfaces.get((node, link.name))
+        if interface is not None:
+            return interface.name, interface.mac
+        # a link between a balancer and one of its replicas, which the topology does not list
+        return ("lb0" if node == link.b else f"r{link.b.rpartition('-r')[2]}"), None
+
+    def _configure(self, name: str) -> None:
+        """Addresses, routes and static neighbours of one node; may be repeated."""
+        lines = list(self._ip_commands(name))
+        node = next((node for node in self.plan.topology.nodes if node.name == name), None)
+        sysctls = {"net/ipv6/conf/all/disable_ipv6": 1}
+        if isinstance(node, Upf):
+            sysctls["net/ipv4/ip_forward"] = 1
+        if isinstance(node, Ue | Upf):
+            sysctls |= {"net/ipv4/conf/all/rp_filter": 0, "net/ipv4/conf/default/rp_filter": 0}
+        writes = "".join(f"echo {value} >/proc/sys/{key} 2>/dev/null || :; " for key, value in sysctls.items())
+        done = subprocess.run(
+            ["nsenter", "-t", str(self._containers[name].netns_pid), "-n", "sh", "-c", f"{writes}exec ip -batch -"],
+            input="\n".join(lines),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise EmulationError(f"node {name}: addresses not set: {' '.join(done.stderr.split())[:200]}")
+
+    def _ip_commands(self, name: str) -> Iterator[str]:
+        topology = self.plan.topology
+        app = name.rpartition("-r")[0]
+        if app in self._replicas:
+            index = int(name.rpartition("-r")[2])
+            address = specs.replica_address(specs.app_number(topology, app), index, balancer=False)
+            yield f"addr replace {address}/30 dev lb0"
+            return
+        own = {interface.name: interface for interface in self.plan.interfaces_of(name)}
+        for interface in own.values():
+            radio = interface.link in self.plan.radio_links.values()
+            yield f"addr replace {interface.address}/{24 if radio else 32} dev {interface.name}"
+            if radio:
+                peer = self.plan.interface(interface.peer, interface.link)
+                yield f"neigh replace {peer.address} lladdr {peer.mac} dev {interface.name} nud permanent"
+        for address, device, mac in self.plan.host_routes(name):
+            yield f"route replace {address}/32 dev {device} src {own[device].address}"
+            yield f"neigh replace {address} lladdr {mac} dev {device} nud permanent"
+        for pool, gateway, device in self.plan.pool_routes(name):
+            yield f"route replace {pool} via {gateway} dev {device} src {own[device].address} onlink"
+        for index in range(1, self._replicas.get(name, 0) + 1):
+            address = specs.replica_address(specs.app_number(topology, name), index, balancer=True)
+            yield f"addr replace {address}/30 dev r{index}"
+
+    # --- forwarding --------------------------------------------------------------------------------
+
+    def _install_rules(self, pairs: Sequence[Pair], *, version: int = 0) -> None:
+        """Rules of pairs, last switch of each direction first, so that a path works once it begins."""
+        for pair in pairs:
+            key = (pair.a.node, pair.b.node)
+            cookie = self._cookies.setdefault(key, len(self._cookies) + 1)
+            by_switch: dict[str, list[str]] = {}
+            for source, target, hop in pair.hops():
+                link = self.plan.topology.link_named(hop.out_link)
+                by_switch.setdefault(hop.switch, []).append(
+                    f"cookie={cookie << 16 | version},priority={RULE_PRIORITY + version},"
+                    f"dl_src={source.mac},dl_dst={target.mac},actions=output:{self._port_number(link)}"
+                )
+            for switch, lines in by_switch.items():
+                self._net.switch_ofctl(self._net.get(switch), lines)
+
+    def _remove_rules(self, pair: Pair, version: int) -> None:
+        cookie = self._cookies[pair.a.node, pair.b.node] << 16 | version
+        for switch in dict.fromkeys(pair.route[1:-1]):
+            self._net.get(switch).dpctl("del-flows", f"cookie={cookie:#x}/-1")
+
+    def set_path(self, slice_name: str, routes: Sequence[Route]) -> None:
+        """Move the N3 traffic of a slice, make before break; one route for each gNB of the slice."""
+        current = [pair for pair in self._pairs.values() if pair.slice == slice_name]
+        moved = [reroute(self.plan, pair, route) for pair, route in zip(current, routes, strict=True)]
+        for old, new in zip(current, moved, strict=True):
+            if old.route == new.route:
+                continue
+            key = (old.a.node, old.b.node)
+            version = self._versions.get(key, 0)
+            self._install_rules([new], version=version + 1)
+            self._remove_rules(old, version)
+            self._versions[key] = version + 1
+            self._pairs[key] = new
+
+    # --- slices ------------------------------------------------------------------------------------
+
+    def _make_groups(self) -> None:
+        for spec in specs.programs(self.plan, seed=self._seed, epoch_ns=0):
+            if spec.cgroup is None:
+                continue
+            limits = [self.plan.topology.slice_named(row["name"]).cpu_millicores for row in spec.config["slices"]]
+            known = [limit for limit in limits if limit is not None]
+            self._groups[spec.name] = Cgroup.create(
+                self._run_id,
+                spec.cgroup,
+                cpu_millicores=sum(known) if len(known) == len(limits) else None,
+                journal=self._journal,
+            )
+
+    def _slice_shapers(self, slice_name: str) -> Iterator[tuple[Shaper, list[str]]]:
+        """Shapers at the ends of the slice's N3 paths, with the addresses that tell its packets."""
+        by_interface: dict[Interface, list[str]] = {}
+        for pair in self.plan.slice_pairs(slice_name):
+            for own, peer in ((pair.a, pair.b), (pair.b, pair.a)):
+                by_interface.setdefault(own, []).append(peer.address)
+        for own, peers in by_interface.items():
+            handle = self._links[own.link]
+            link = self.plan.topology.link_named(own.link)
+            yield (handle.shaper_a if link.a == own.node else handle.shaper_b), peers
+
+    def _shape_slices(self) -> None:
+        if self.plan.topology.slicing:
+            for name, bandwidth_bps in self._bandwidth_bps.items():
+                if bandwidth_bps is not None and name in self.plan.slice_upfs:
+                    self.set_slice_bandwidth(name, bandwidth_bps)
+
+    def set_slice_bandwidth(self, slice_name: str, bandwidth_bps: float) -> None:
+        """Transport rate of a slice in each direction: at its UPF downlink, at each gNB uplink."""
+        self._need_slicing(slice_name, "bandwidth_mbps")
+        for shaper, peers in self._slice_shapers(slice_name):
+            if shaper.has_class(slice_name):
+                shaper.set_class_rate(slice_name, bandwidth_bps)
+            else:
+                shaper.add_class(slice_name, bandwidth_bps=bandwidth_bps, match_dst_ip=peers)
+        self._bandwidth_bps[slice_name] = bandwidth_bps
+
+    def set_slice_cpu(self, slice_name: str, millicores: float) -> None:
+        """CPU limit of the slice's part of every gNB."""
+        self._need_slicing(slice_name, "cpu_millicores")
+        for gnb in self.plan.slice_gnbs[slice_name]:
+            self._groups[specs.gnb_program(gnb, slice_name)].set_cpu(millicores)
+
+    def set_prb_share(self, slice_name: str, share: float) -> None:
+        """PRB share of the slice on every gNB."""
+        self._need_slicing(slice_name, "prb_share")
+        total = share + sum(other for name, other in self._prb_share.items() if name != slice_name)
+        if total > 1 + 1e-9:
+            raise EmulationError(f"the shares of all slices would add up to {total:g}, allowed is at most 1")
+        for gnb in self.plan.slice_gnbs[slice_name]:
+            program = specs.gnb_program(gnb, slice_name)
+            self.client(program).call("set_prb_share", slice=slice_name, value=share)
+        self._prb_share[slice_name] = share
+
+    def _need_slicing(self, slice_name: str, knob: str) -> None:
+        if not self.plan.topology.slicing:
+            raise EmulationError(f"slicing is off: slice {slice_name} has no {knob} of its own")
+
+    # --- nodes -------------------------------------------------------------------------------------
+
+    def set_node_cpu(self, name: str, millicores: float) -> None:
+        """CPU limit of a node's container; of an application with replicas, of each of them."""
+        self._limit(name, lambda group: group.set_cpu(millicores))
+
+    def set_node_memory(self, name: str, mib: float) -> None:
+        """Memory limit of a node's container; of an application with replicas, of each of them."""
+        self._limit(name, lambda group: group.set_memory(mib))
+
+    def _limit(self, name: str, change: Callable[[Cgroup], None]) -> None:
+        self._need_up(name)
+        for container in self.limited(name):
+            change(Cgroup.of_container(self._containers[container]))
+
+    def limited(self, name: str) -> list[str]:
+        return self._replica_nodes(name) if name in self._replicas else [name]
+
+    def _members(self, name: str) -> list[str]:
+        """All containers of a node: itself and its replicas."""
+        return [name, *(self._replica_nodes(name) if name in self._replicas else [])]
+
+    def _need_up(self, name: str) -> None:
+        if name in self._down:
+            raise EmulationError(f"node {name} is down")
+
+    def set_cqi(self, ue: str, cqi: int) -> None:
+        """Fix the CQI of a UE."""
+        plan = self.plan.ues[ue]
+        part = plan.slice if self.plan.topology.slicing else specs.SHARED
+        self.client(specs.gnb_program(plan.gnb, part)).call("set_cqi", ue=ue, value=cqi)
+
+    def kill(self, name: str) -> None:
+        """Kill the node's containers, as a crash would."""
+        if name in self._down:
+            return
+        self._down.add(name)
+        for member in self._members(name):
+            for program in [p for p in self._programs.values() if p.spec.node == member]:
+                program.client.close()
+                program.process.kill()
+                del self._programs[program.spec.name]
+            self._containers[member].kill()
+
+    def restart(self, name: str) -> None:
+        """Start a killed node again: same interfaces and addresses, fresh programs."""
+        if name not in self._down:
+            return
+        changed = set()
+        for member in self._members(name):
+            node = self._containers[member]
+            node.restart()
+            changed.add(member)
+            for link_name, handle in self._links.items():
+                a, b = self._link_ends(link_name)
+                if member in (a, b):
+                    handle.replug("a" if member == a else "b", node.netns_pid)
+                    changed |= {end for end in (a, b) if not self._is_switch(end)}
+        self._down.discard(name)
+        for other in changed:
+            if other not in self._down:
+                self._configure(other)
+        for spec in specs.programs(self.plan, seed=self._seed, epoch_ns=self._epoch_ns):
+            if spec.node in self._members(name) and spec.name not in self._programs:
+                self._start([self._current(spec)])
+
+    def _link_ends(self, link_name: str) -> tuple[str, str]:
+        for link in (*self.plan.topology.links, *self._replica_links()):
+            if link.name == link_name:
+                return link.a, link.b
+        raise KeyError(link_name)
+
+    def _current(self, spec: ProgramSpec) -> ProgramSpec:
+        """The configuration of a program that starts late: what the knobs were set to since."""
+        config = dict(spec.config)
+        if spec.module == "gnb":
+            config["slices"] = [row | {"prb_share": self._prb_share[row["name"]]} for row in config["slices"]]
+        if spec.module == "balancer":
+            count = self._replicas[spec.node]
+            config["replicas"] = [
+                specs.replica_endpoint(self.plan.topology, spec.node, index) for index in range(1, count + 1)
+            ]
+        return ProgramSpec(spec.name, spec.node, spec.module, config, spec.cgroup)
+
+    def set_replicas(self, name: str, count: int) -> None:
+        """Containers behind an application's load balancer. New ones take requests when this returns;
+        superfluous ones get no new requests, finish what they have and are then removed."""
+        self._need_up(name)
+        balancer = self.client(name)
+        for index in range(self._replicas[name] + 1, count + 1):
+            replica = specs.replica_node(name, index)
+            self._add_replica(replica)
+            self._containers[replica].wait_ready()
+            self._replicas[name] = index
+            self._connect([Link(a=name, b=replica)])
+            self._configure(replica)
+            self._configure(name)
+            self._start([specs.replica_program(self._app(name), index)])
+            balancer.call("add", address=specs.replica_endpoint(self.plan.topology, name, index))
+        for index in range(self._replicas[name], count, -1):
+            balancer.call("remove", address=specs.replica_endpoint(self.plan.topology, name, index))
+            self._replicas[name] = index - 1
+            self._drains.submit(self._drop_replica, name, index)
+
+    def _drop_replica(self, app: str, index: int) -> None:
+        replica = specs.replica_node(app, index)
+        endpoint = specs.replica_endpoint(self.plan.topology, app, index)
+        deadline_s = time.monotonic() + DRAIN_TIMEOUT_S
+        with contextlib.suppress(ProgramError):
+            while time.monotonic() < deadline_s:
+                row = self.client(app).call("stats")["replicas"].get(endpoint)
+                if row is None or row["connections"] == 0:
+                    break
+                time.sleep(0.05)
+        program = self._programs.pop(replica)
+        program.client.close()
+        program.process.kill()
+        self._links.pop(f"{app}-{replica}").close()
+        self._net.removeDocker(replica)
+        del self._containers[replica]
+
+    # --- links -------------------------------------------------------------------------------------
+
+    def link(self, name: str) -> LinkHandle:
+        """A running link of the topology."""
+        return self._links[self.plan.topology.link_named(name).name]
+
+    def impair(self, name: str, **changes: float) -> None:
+        """Change delay, jitter, loss or rate of a link. A plain link is made anew as one that can be
+        impaired, which interrupts it for some milliseconds."""
+        link = self.plan.topology.link_named(name)
+        handle = self._links[link.name]
+        if handle.mechanism == "veth" and set(changes) - {"bandwidth_bps"}:
+            handle = self._make_impairable(link, handle)
+        handle.set(**changes)
+
+    def _make_impairable(self, link: Link, old: LinkHandle) -> LinkHandle:
+        spec = replace(old.spec, impairable=True)
+        ports = [node for node in (link.a, link.b) if self._is_switch(node)]
+        for node in ports:
+            self._net.vsctl(["--", "--if-exists", "del-port", self._root_name(link, node)])
+        old.close()
+        (new,) = make_links([spec], journal=self._journal, run_id=self._run_id)
+        self._links[link.name] = new
+        if ports:
+            self._net.vsctl(self._port_commands(link))
+        for node in (link.a, link.b):
+            if not self._is_switch(node):
+                self._configure(node)
+        self._shape_slices()
+        return new
+
+    # --- programs ----------------------------------------------------------------------------------
+
+    def _start(self, wanted: Sequence[ProgramSpec]) -> None:
+        """Launch programs together, then wait until each is ready."""
+        for spec in wanted:
+            socket_path = self._runtime / f"{spec.name}.sock"
+            config_path = self._runtime / f"{spec.name}.json"
+            config_path.write_text(json.dumps(spec.config))
+            argv = ["python3", "-m", f"twin.emulation.dataplane.{spec.module}"]
+            argv += ["--config", str(config_path), "--control", str(socket_path)]
+            process = self._containers[spec.node].launch(
+                argv,
+                cgroup=self._groups.get(spec.name),
+                log=self._logs / f"{spec.name}.log",
+                env={"PYTHONPATH": GUEST_ROOT, "PYTHONDONTWRITEBYTECODE": "1"},
+            )
+            self._programs[spec.name] = _Program(spec, process, ProgramClient(spec.name, socket_path))
+        deadline_s = time.monotonic() + READY_TIMEOUT_S
+        for spec in wanted:
+            self._wait_ready(self._programs[spec.name], deadline_s)
+
+    def _wait_ready(self, program: _Program, deadline_s: float) -> None:
+        while True:
+            try:
+                program.client.wait_ready(time.monotonic() + 0.05)
+                return
+            except ProgramError:
+                if program.process.poll() is not None or time.monotonic() > deadline_s:
+                    raise EmulationError(self._obituary(program)) from None
+
+    def _obituary(self, program: _Program) -> str:
+        """Why a program is not there, in one line."""
+        spec = program.spec
+        code = program.process.poll()
+        log = self._logs / f"{spec.name}.log"
+        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        last = lines[-1][:200] if lines else "nothing"
+        if code in (126, 127) or ("python3" in last and "No such file" in last):
+            image = self._containers[spec.node].dimage
+            return f"node {spec.node}: image {image} has no python3; TwinBed's programs need Python 3.9 or later in it"
+        state = "does not answer" if code is None else f"ended with exit code {code}"
+        return f"program {spec.name} on node {spec.node} {state}; its last words: {last} (log: {log})"
+
+    def client(self, program: str) -> ProgramClient:
+        """The control connection of a running program; ProgramError when it is down."""
+        try:
+            return self._programs[program].client
+        except KeyError:
+            raise ProgramError(f"{program}: is down") from None
+
+    def stats(self) -> Iterator[tuple[ProgramSpec, dict[str, Any]]]:
+        """Statistics of every program that answers."""
+        for program in list(self._programs.values()):
+            with contextlib.suppress(ProgramError):
+                yield program.spec, program.client.call("stats")
+
+    def check_alive(self) -> None:
+        """EmulationError when something that should run has died by itself."""
+        for program in self._programs.values():
+            if program.process.poll() is not None:
+                raise EmulationError(self._obituary(program))
+
+    def set_epoch(self, time_ns: int) -> None:
+        """Run time 0 in monotonic nanoseconds, for channels and scripts."""
+        self._epoch_ns = time_ns
+        for program in self._programs.values():
+            if program.spec.module == "gnb":
+                program.client.call("epoch", time_ns=time_ns)
+
+    def start_flow(self, flow: Flow, rate: float) -> None:
+        """Let a UE use an application."""
+        plan = self.plan.ues[flow.ue]
+        self.client(f"{plan.group}.traffic").call(
+            "start",
+            flow=flow.name,
+            ue=flow.ue,
+            address=plan.address,
+            service=flow.service,
+            app=[specs.app_address(self.plan, flow.app, flow.slice), specs.SERVICE_PORTS[flow.service]],
+            rate=rate,
+            packet_bytes=flow.packet_bytes,
+            seed=self._flow_seed(flow),
+        )
+
+    def _flow_seed(self, flow: Flow) -> int:
+        return int.from_bytes(f"{self._seed}/{flow.name}".encode()[-6:], "big")
+
+    # --- observation -------------------------------------------------------------------------------
+
+    @property
+    def images(self) -> Mapping[str, str]:
+        """Image name -> digest of every image in use."""
+        found = {}
+        for name in self._containers:
+            node = self._containers[name]
+            if hasattr(node, "dcinfo"):
+                info = node.dcinfo
+                found[str(info["Config"]["Image"])] = str(info["Image"])
+        return found
+
+    def kpis(self, time_s: float, span_s: float) -> list[Kpi]:
+        """Computing, transport and link KPIs of an interval."""
+        gnb_used: dict[str, float] = defaultdict(float)
+        parts: dict[str, _Computing] = {}
+        for program, group in self._groups.items():
+            gnb, _, part = program.partition(".")
+            computing = self._computing(group, group.label, span_s)
+            gnb_used[gnb] += computing.used_millicores
+            parts[part] = parts[part].plus(computing) if part in parts else computing
+        rows: list[Kpi] = []
+        for part, computing in parts.items():
+            if part != specs.SHARED:
+                rows += computing.kpis(time_s, f"slice:{part}")
+        for node in self.plan.topology.nodes:
+            rows += self._node_kpis(time_s, span_s, node, gnb_used[node.name])
+        for slice_name, bandwidth_bps in self._bandwidth_bps.items():
+            if slice_name in self.plan.slice_upfs:
+                rows += self._transport_kpis(time_s, slice_name, bandwidth_bps)
+        for link in self.plan.topology.links:
+            rows += self._link_kpis(time_s, span_s, link)
+        return rows
+
+    def _computing(self, group: Cgroup, key: str, span_s: float) -> _Computing:
+        stats = group.stats()
+        return _Computing(
+            used_millicores=1000 * self._deltas((key, "cpu"), stats.cpu_used_s) / span_s,
+            periods=self._deltas((key, "periods"), stats.periods),
+            throttled=self._deltas((key, "throttled"), stats.throttled_periods),
+            limit_millicores=stats.cpu_limit_millicores,
+            memory_bytes=stats.memory_used_bytes,
+            memory_limit_bytes=stats.memory_limit_bytes,
+        )
+
+    def _node_kpis(self, time_s: float, span_s: float, node: Node, gnb_millicores: float) -> list[Kpi]:
+        if isinstance(node, Switch | Host) or node.name in self._down:
+            return []
+        total: _Computing | None = None
+        for member in self._members(node.name):
+            found = self._computing(Cgroup.of_container(self._containers[member]), member, span_s)
+            if member not in self.limited(node.name):
+                found = replace(found, limit_millicores=0.0, memory_limit_bytes=0)
+            total = found if total is None else total.plus(found)
+        assert total is not None
+        total = replace(total, used_millicores=total.used_millicores + gnb_millicores)
+        rows = total.kpis(time_s, f"node:{node.name}")
+        rows.append(Kpi(time_s, f"node:{node.name}", "memory_used_bytes", float(total.memory_bytes)))
+        if total.memory_limit_bytes is not None:
+            rows.append(Kpi(time_s, f"node:{node.name}", "memory_limit_bytes", float(total.memory_limit_bytes)))
+        return rows
+
+    def _transport_kpis(self, time_s: float, slice_name: str, bandwidth_bps: float | None) -> list[Kpi]:
+        if bandwidth_bps is None or not self.plan.topology.slicing:
+            return []
+        backlog = 0
+        for shaper, _ in self._slice_shapers(slice_name):
+            with contextlib.suppress(ShapingError):  # the node at this end is down
+                backlog += shaper.stats()[slice_name].backlog_bytes
+        return [
+            Kpi(time_s, f"slice:{slice_name}", "bandwidth_limit_bps", bandwidth_bps),
+            Kpi(time_s, f"slice:{slice_name}", "transport_queue_bytes", float(backlog)),
+        ]
+
+    def _link_kpis(self, time_s: float, span_s: float, link: Link) -> list[Kpi]:
+        entity, handle = f"link:{link.name}", self._links[link.name]
+        up = handle.up and link.a not in self._down and link.b not in self._down
+        rows = [Kpi(time_s, entity, "link_up", float(up))]
+        if handle.spec.bandwidth_bps is not None:
+            rows.append(Kpi(time_s, entity, "bandwidth_limit_bps", handle.spec.bandwidth_bps))
+        if link.a not in self._down and link.b not in self._down:
+            stats = handle.stats()
+            ways = [
+                self._deltas((link.name, way), count) for way, count in (("ab", stats.bytes_ab), ("ba", stats.bytes_ba))
+            ]
+            rows.append(Kpi(time_s, entity, "link_throughput_bps", max(ways) * 8 / span_s))
+        return rows
+
+    # --- captures and probes -----------------------------------------------------------------------
+
+    def place(self, node: str, interface: str) -> tuple[int | None, str]:
+        """(namespace pid or None for the root namespace, name there) of an interface.
+
+        EmulationError names the interfaces that the node has.
+        """
+        known = {node_.name for node_ in self.plan.topology.nodes}
+        if node not in known:
+            raise EmulationError(f"no node named {node!r}; nodes: {', '.join(sorted(known))}")
+        names = {one.name: one for one in self.plan.interfaces_of(node)}
+        if self._is_switch(node) and interface in names:
+            link = self.plan.topology.link_named(names[interface].link)
+            return None, self._root_name(link, node)
+        if interface in names or (isinstance(self.plan.topology.node(node), Ue) and interface == "tun0"):
+            return self._containers[node].netns_pid, interface
+        raise EmulationError(f"node {node}: no interface {interface!r}; interfaces: {', '.join(names)}")
+
+    @property
+    def groups(self) -> Mapping[str, Cgroup]:
+        """The control groups of the gNB programs, by program."""
+        return self._groups
+
+    @property
+    def apps(self) -> Iterator[App]:
+        """The applications of the topology."""
+        return self.plan.topology.of_kind(App)
+
+    def container(self, name: str) -> Any:
+        """The façade's node."""
+        return self._containers[name]

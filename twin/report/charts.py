@@ -320,7 +320,7 @@ def _lines(run: RunView) -> list[dict[str, Any]]:
                 "x1": time_s,
                 "y0": 0,
                 "y1": 1,
-                "layer": "below",
+                "layer": "between",  # over the grid, under the curves
                 "line": {"color": colour, "width": 1, **({"dash": "dot"} if colour.startswith("#") else {})},
             }
             for time_s in sorted(times)

@@ -1,0 +1,94 @@
+"""One-way delays of single packets, drawn from the queues of a step.
+
+delay = propagation + jitter + serialisation + waits at resources + MAC slots + fluid backlog
+
+- propagation: sum of the links' delays, and a constant per node that forwards;
+- jitter: uniform in [-j, j] per link;
+- waits at a resource with load below 1: M/D/1 (:mod:`twin.flow.queueing`), service = one packet;
+- MAC: a packet waits for the next slot, uniform in a slot (longer when the CPU misses slots), takes
+  one slot on air, and waits M/D/1 for PRBs with service = one slot;
+- fluid backlog: linear from the step's start to its end.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twin.flow import constants as c
+from twin.flow.fluid import Mask, Step
+from twin.flow.maxmin import Array
+from twin.flow.network import Network
+from twin.flow.queueing import draw_waits, md1_wait_s
+
+_NEGLIGIBLE_LOAD = 0.005
+_MOST_MISSED = 0.99
+
+
+def draw_delays(network: Network, step: Step, lanes: Mask, count: int, rng: np.random.Generator) -> tuple[Array, Array]:
+    """(delays, jitters): ``count`` delays of each lane in ``lanes``, shape (lanes, count), and the mean
+    change of delay between neighbouring packets, shape (lanes,), in seconds. Zero rows for other lanes.
+    """
+    chosen = np.flatnonzero(lanes)
+    shape = (chosen.size, count)
+    delays = np.zeros((len(network.lanes), count))
+    jitters = np.zeros(len(network.lanes))
+    if not chosen.size:
+        return delays, jitters
+    drawn = np.repeat(network.way.delay_s[chosen][:, None], count, axis=1)
+    for jitter_s, mask in network.way.jitters:
+        drawn += np.where(mask[chosen][:, None], rng.uniform(-jitter_s, jitter_s, shape), 0.0)
+    drawn = np.maximum(drawn, 0.0)
+    drawn += _wired_waits(network, step, chosen, count, rng)
+    drawn += _gnb_waits(network, step, chosen, count, rng)
+    jitters[chosen] = np.abs(np.diff(drawn, axis=1)).mean(axis=1)
+    moment = rng.random(shape)
+    for start, end in (step.wired_delay_s, step.radio_delay_s):
+        drawn += start[chosen][:, None] * (1 - moment) + end[chosen][:, None] * moment
+    delays[chosen] = drawn
+    return delays, jitters
+
+
+def _wired_waits(
+    network: Network, step: Step, chosen: NDArray[np.int64], count: int, rng: np.random.Generator
+) -> Array:
+    wired = network.wired
+    waits = np.zeros((chosen.size, count))
+    packets = step.wired_rate / network.lane_bits
+    for row, load in enumerate(step.row_load):
+        usage = wired.usage[row]
+        crossing = usage[chosen] > 0
+        if not crossing.any() or wired.capacity[row] <= 0:
+            continue
+        service = usage * network.lane_bits / wired.capacity[row]
+        waits[crossing] += service[chosen][crossing][:, None]
+        carried = float(packets[usage > 0].sum())
+        if load > _NEGLIGIBLE_LOAD and carried > 0:
+            mean_service = float((packets * service).sum()) / carried
+            waits[crossing] += draw_waits(
+                rng, (int(crossing.sum()), count), float(load), md1_wait_s(float(load), mean_service),
+                c.QUEUE_PACKETS * mean_service,
+            )  # fmt: skip
+    return waits
+
+
+def _gnb_waits(network: Network, step: Step, chosen: NDArray[np.int64], count: int, rng: np.random.Generator) -> Array:
+    pools = network.ue_pool[network.lane_ue[chosen]]
+    ways = np.where(network.lane_down[chosen], 0, 1)
+    missed = np.minimum(step.missed[pools], _MOST_MISSED)
+    waits: Array = c.SLOT_S * (1 + rng.random((chosen.size, count)) / (1 - missed)[:, None])
+    for pool in np.unique(pools):
+        for way in range(2):
+            inside = (pools == pool) & (ways == way)
+            load = float(step.prb_load[way, pool])
+            if inside.any() and load > _NEGLIGIBLE_LOAD:
+                mean = md1_wait_s(load, c.SLOT_S)
+                waits[inside] += draw_waits(rng, (int(inside.sum()), count), load, mean, 100 * c.SLOT_S)
+        inside = pools == pool
+        load = float(step.cpu_load[pool])
+        if load > _NEGLIGIBLE_LOAD:
+            # the work of a whole slot is done in one go
+            service = min(load, 1.0) * c.SLOT_S
+            mean = md1_wait_s(load, service)
+            waits[inside] += service + draw_waits(rng, (int(inside.sum()), count), load, mean, 100 * c.SLOT_S)
+    return waits

@@ -1,0 +1,121 @@
+"""Actions on the flow model: what they change, and what this network refuses."""
+
+from __future__ import annotations
+
+from topologies.model import App, Topology, TopologyError
+from twin.flow.network import Network
+from twin.knobs import SLA_KNOBS, refusal
+from twin.types import Action
+
+_MBPS = 1e6
+
+
+def apply(network: Network, action: Action) -> str | None:
+    """Carry out an action; the reason when it is refused, in which case nothing has changed."""
+    reason = refusal(action)
+    if reason is not None:
+        return reason
+    if action.knob in SLA_KNOBS:
+        return f"{action.knob} is a promise, not a resource: it is kept by the run, not by the network"
+    scope, _, name = action.entity.partition(":")
+    tables: dict[str, list[str]] = {
+        "slice": list(network.slices),
+        "node": list(network.nodes),
+        "link": list(network.links),
+        "ue": list(network.ues),
+    }
+    known = tables[scope]
+    if scope == "link":
+        name = _link_name(network.topology, name)
+    if name not in known:
+        more = ", ..." if len(known) > 20 else ""
+        return f"no {scope} named {name}; {scope}s: {', '.join(known[:20]) or 'none'}{more}"
+    if scope == "slice":
+        return _slice(network, name, action)
+    if scope == "node":
+        return _node(network, name, action)
+    if scope == "link":
+        return _link(network, name, action)
+    return _ue(network, name, action)
+
+
+def _link_name(topology: Topology, name: str) -> str:
+    try:
+        return topology.link_named(name).name
+    except KeyError:
+        return name
+
+
+def _slice(network: Network, name: str, action: Action) -> str | None:
+    state = network.slices[name]
+    value = action.value
+    match action.knob:
+        case "cpu_millicores":
+            state.cpu_millicores = float(value)
+        case "bandwidth_mbps":
+            state.bandwidth_bps = float(value) * _MBPS
+        case "demand_factor":
+            state.demand_factor = float(value)
+        case "prb_share":
+            others = sum(other.prb_share for other in network.slices.values() if other is not state)
+            if others + float(value) > 1 + 1e-9:
+                return (
+                    f"{action.entity} prb_share must be at most {1 - others:g} "
+                    f"(the other slices have {others:g}), got {float(value):g}"
+                )
+            state.prb_share = float(value)
+        case "path":
+            try:
+                state.routes = network.new_routes(state, str(value))
+            except TopologyError as error:
+                return str(error)
+    return None
+
+
+def _node(network: Network, name: str, action: Action) -> str | None:
+    state = network.nodes[name]
+    node = network.topology.node(name)
+    match action.knob:
+        case "cpu_millicores" | "memory_mib" if node.kind in ("switch", "host"):
+            return f"{action.entity} has no container, so that {action.knob} cannot be limited"
+        case "cpu_millicores":
+            state.cpu_millicores = float(action.value)
+        case "memory_mib":
+            state.memory_mib = float(action.value)
+        case "node_state":
+            state.up = action.value == "up"
+        case "replicas":
+            if not isinstance(node, App) or node.service != "request":
+                return f"{action.entity} replicas needs an application of service request, got {_what(node)}"
+            state.replicas = int(float(action.value))
+    return None
+
+
+def _what(node: object) -> str:
+    return f"service {node.service}" if isinstance(node, App) else f"a {getattr(node, 'kind', 'node')}"
+
+
+def _link(network: Network, name: str, action: Action) -> str | None:
+    state = network.links[name]
+    match action.knob:
+        case "link_state":
+            state.up = action.value == "up"
+        case "bandwidth_mbps":
+            state.bandwidth_bps = float(action.value) * _MBPS
+        case "delay_s":
+            state.delay_s = float(action.value)
+        case "jitter_s":
+            state.jitter_s = float(action.value)
+        case "loss_ratio":
+            state.loss_ratio = float(action.value)
+    return None
+
+
+def _ue(network: Network, name: str, action: Action) -> str | None:
+    state = network.ues[name]
+    match action.knob:
+        case "cqi":
+            state.forced_cqi = int(float(action.value))
+        case "ue_state":
+            state.forced_attached = action.value == "attached"
+    return None

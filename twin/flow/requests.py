@@ -1,0 +1,112 @@
+"""Requests to applications: who is answered, who gives up, and how long the server takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from twin.flow import constants as c
+from twin.flow.fluid import Step
+from twin.flow.maxmin import Array
+from twin.flow.network import Network
+from twin.flow.queueing import draw_waits, multi_server_wait_s
+
+_CFS_PERIOD_S = 0.1
+
+
+@dataclass(frozen=True)
+class Served:
+    """Requests of one step; per flow, shape (flows,): asked (mean), answered and failed (counts)."""
+
+    asked: Array
+    answered: Array
+    failed: Array
+    app_cpu_s: Mapping[str, float]
+    app_load: Mapping[str, float]
+
+
+class Servers:
+    """The queues of all request applications.
+
+    An application of n replicas answers at most mu = n * speed / work requests/s, speed being its CPU
+    limit (at most one CPU: one thread) and work the CPU time of a request. Its backlog follows
+    db/dt = arrivals - answers; what would wait longer than the client's patience fails.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._backlog = {name: 0.0 for name, app in network.apps.items() if app.service == "request"}
+        self._flows = {
+            name: np.array([flow.app == name for flow in network.load.flows], dtype=bool) for name in self._backlog
+        }
+
+    def step(self, step: Step, rate: Array, rng: np.random.Generator) -> Served:
+        """``rate``: mean requests/s of each flow in the step."""
+        net = self._network
+        length_s = step.length_s
+        arrived = rate * length_s
+        through = self._through(step)
+        answered = np.zeros(rate.size)
+        app_cpu_s: dict[str, float] = {}
+        app_load: dict[str, float] = {}
+        for name, mine in self._flows.items():
+            reaching = np.where(mine, arrived * through, 0.0)
+            total = float(reaching.sum())
+            if not net.node_up(name):
+                self._backlog[name] = 0.0
+                continue
+            capacity = self.capacity_per_s(name) * length_s
+            done = min(total + self._backlog[name], capacity)
+            waiting = total + self._backlog[name] - done
+            patience = self.capacity_per_s(name) * c.REQUEST_TIMEOUT_S
+            self._backlog[name] = min(waiting, patience)
+            if total > 0:
+                answered += reaching * min(1.0, done / total)
+            app_cpu_s[name] = done * self.work_s(name)
+            app_load[name] = done / capacity
+        # Poisson arrivals, thinned: answered and failed are independent Poisson counts.
+        return Served(
+            asked=arrived,
+            answered=rng.poisson(answered).astype(np.float64),
+            failed=rng.poisson(np.maximum(0.0, arrived - answered)).astype(np.float64),
+            app_cpu_s=app_cpu_s,
+            app_load=app_load,
+        )
+
+    def work_s(self, app: str) -> float:
+        """CPU time of one request."""
+        return self._network.apps[app].cpu_ms_per_request / 1000 + c.REQUEST_CPU_S
+
+    def capacity_per_s(self, app: str) -> float:
+        """Requests/s that all replicas can answer."""
+        return self._network.nodes[app].replicas * self._network.process_cpus(app) / self.work_s(app)
+
+    def server_time_s(self, app: str, load: float, count: int, rng: np.random.Generator) -> Array:
+        """Wait and service of ``count`` requests, shape (count,).
+
+        A request shorter than the quota of a CFS period is served at full speed; the limit shows as
+        load, and as backlog when there is more work than it allows.
+        """
+        speed = self._network.process_cpus(app)
+        work_s = self.work_s(app)
+        slowed_s = work_s / speed
+        service_s = work_s if work_s <= speed * _CFS_PERIOD_S else slowed_s
+        mean_s = multi_server_wait_s(load, slowed_s, self._network.nodes[app].replicas)
+        waits = draw_waits(rng, (count,), load, mean_s, c.REQUEST_TIMEOUT_S)
+        backlog_s = self._backlog[app] / self.capacity_per_s(app)
+        times: Array = waits + service_s + backlog_s
+        return times
+
+    def _through(self, step: Step) -> Array:
+        """Share of each flow's requests and responses that the network carried, shape (flows,)."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = np.where(step.offered_bits > 0, step.delivered_bits / step.offered_bits, 0.0)
+        # TCP repairs single losses; a lane that is shut or starved is what stops requests.
+        pairs = np.minimum(share.reshape(-1, 2), 1.0)
+        survival = self._network.way.survival.reshape(-1, 2)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            repaired = np.where(survival > 0, pairs / survival, 0.0)
+        through: Array = np.minimum(1.0, repaired.min(axis=1, initial=1.0))
+        return through

@@ -7,8 +7,9 @@
 - Grants count towards the first packet of the queue until it is complete (RLC segmentation); padding is not kept.
 - CQI 0 means that nothing gets through: the queue waits, fills, drops at its tail.
 - Every bit costs ``work_ns_per_bit`` of CPU time before its packet goes on. A slot waits for the work of the
-  one before; of the slots that are late at most :data:`MAX_CATCH_UP_SLOTS` are made up for, the rest are missed:
-  their PRBs are lost, which is how too little CPU limits throughput.
+  one before. Slots that come late because the host was busy are made up for, at most
+  :data:`MAX_CATCH_UP_SLOTS`; when the work of a slot takes longer than the slot, nothing is made up for. The rest
+  are missed: their PRBs are lost, which is how too little CPU limits throughput.
 """
 
 from __future__ import annotations
@@ -138,6 +139,7 @@ class Mac:
         self._last_slot = 0
         self._timer: Timer | None = None
         self._stalled = False
+        self._keeps_up = True
         loop.work = self._work
 
     def enqueue(self, ue: UeRadio, direction: int, packet: bytes) -> None:
@@ -193,7 +195,7 @@ class Mac:
         now_ns = time.monotonic_ns()
         slot = now_ns // SLOT_NS
         elapsed = 1 if self._stalled else slot - self._last_slot
-        granted = min(elapsed, MAX_CATCH_UP_SLOTS)
+        granted = min(elapsed, MAX_CATCH_UP_SLOTS if self._keeps_up else 1)
         self._last_slot = slot
         # CPU time spent long ago on something else is not work done for these bits.
         self._paid_ns = max(self._paid_ns, time.thread_time_ns() - MAX_CREDIT_NS)
@@ -206,6 +208,8 @@ class Mac:
                     if pool.backlog[direction]:
                         usable |= self._serve(pool, direction, granted, slot, now_ns)
         self._stalled = not usable
+        work_ns = 8 * self.work_ns_per_bit * sum(len(packet) for _, _, packet in self._pipeline)
+        self._keeps_up = work_ns <= granted * SLOT_NS
         if not self._pipeline:
             self._next_slot()
 

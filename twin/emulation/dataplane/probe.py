@@ -93,7 +93,8 @@ class Receiver:
     def __init__(self, program_started_ns: int) -> None:
         self._program_started_ns = program_started_ns
         self._sender_ns = -1
-        self._first = self._highest = self._received = 0
+        self._first = self._received = 0
+        self._highest = -1
         self._lost_before = 0
         self._last_delay_us: float | None = None
         self.rx_bytes = self.rx_packets = 0

@@ -21,8 +21,6 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
-import numpy as np
-
 from controllers.base import ControllerContext
 from controllers.isolation import ControllerError, ControllerPool, Decision, Worker
 from scenarios.manifest import origin, resolved
@@ -31,6 +29,7 @@ from twin.backend import Backend, BackendError, Session
 from twin.knobs import SLA_KNOBS
 from twin.sla import DERIVED, SlaMonitor
 from twin.store import RunStore, Status, StoreError
+from twin.streams import named_stream
 from twin.types import Action, Kpi, Observation, Outcome
 
 # The host counts as overloaded when more than this share of the intervals was late or saturated.
@@ -138,10 +137,13 @@ class Episode:
             )
         if self._store is not None:
             self._store.add_probes(probes)
-            # A backend may tell what it is made of: image digests, kernel features.
-            details = getattr(session, "details", None)
-            self._store.update_manifest(**({"backend_details": dict(details)} if details else {}))
             self._store.commit()
+
+    def _take_details(self, session: Session) -> None:
+        # A backend may tell what it was made of and did: image digests, kernel features.
+        details = getattr(session, "details", None)
+        if self._store is not None and details:
+            self._store.update_manifest(backend_details=dict(details))
 
     def __enter__(self) -> Self:
         return self
@@ -204,7 +206,8 @@ class Episode:
         if not all(math.isfinite(kpi.value) for kpi in kpis):
             kpis = self._finite(kpis)
         if not self._deterministic:
-            kpis.extend(self._engine_load(length_s))
+            if not any(kpi.name == "engine_cpu_millicores" for kpi in kpis):
+                kpis.extend(self._engine_load(length_s))
             self._watch_host(observed)
         kpis.extend(self._sla.derive(Observation(until_s, tuple(kpis))))
         observation = Observation(until_s, tuple(kpis))
@@ -250,6 +253,7 @@ class Episode:
         session, self._session = self._session, None
         try:
             if session is not None:
+                self._take_details(session)
                 session.close()
         except Exception as error:
             self.fail(f"closing the network: {_why(error)}")
@@ -330,8 +334,8 @@ def run(
         with _signals(), ControllerPool(patient=backend.deterministic) as pool:
             log = store.path / "controllers"
             log.mkdir(exist_ok=True)
-            for number, spec in enumerate(controllers):
-                pool.add(_worker(spec, number, scenario, log))
+            for spec in controllers:
+                pool.add(_worker(spec, scenario, log))
             with Episode(scenario, backend, store, extra=extra) as episode:
                 pool.wait_ready()
                 _loop(episode, pool, controllers, backend.deterministic)
@@ -436,9 +440,8 @@ def scope_of(spec: ControllerSpec, scenario: Scenario) -> tuple[str, ...]:
     )
 
 
-def _worker(spec: ControllerSpec, number: int, scenario: Scenario, log: Path) -> Worker:
-    # One stream per controller, in the order of the scenario, apart from those of the backend.
-    seed = int(np.random.SeedSequence(scenario.seed, spawn_key=(0xC0, number)).generate_state(1)[0])
+def _worker(spec: ControllerSpec, scenario: Scenario, log: Path) -> Worker:
+    seed = int(named_stream(scenario.seed, f"controller/{spec.name}").integers(2**31))
     context = ControllerContext(
         topology=scenario.topology, scope=scope_of(spec, scenario), interval_s=spec.interval_s, seed=seed
     )

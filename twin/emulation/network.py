@@ -240,6 +240,14 @@ class Network:
             ports += self._port_commands(link)
         if ports:
             self._net.vsctl(ports)
+            for link, handle in zip(links, handles, strict=True):
+                self._shape_ports(link, handle)
+
+    def _shape_ports(self, link: Link, handle: LinkHandle) -> None:
+        """Open vSwitch deletes the queueing of an interface once, when it takes it as a port."""
+        for node, shaper in ((link.a, handle.shaper_a), (link.b, handle.shaper_b)):
+            if self._is_switch(node) and shaper.installed:
+                shaper.restore()
 
     def _port_commands(self, link: Link) -> list[str]:
         commands = []
@@ -562,6 +570,7 @@ class Network:
         self._links[link.name] = new
         if ports:
             self._net.vsctl(self._port_commands(link))
+            self._shape_ports(link, new)
         for node in (link.a, link.b):
             if not self._is_switch(node):
                 self._configure(node)
@@ -667,6 +676,12 @@ class Network:
                 info = node.dcinfo
                 found[str(info["Config"]["Image"])] = str(info["Image"])
         return found
+
+    @property
+    def features(self) -> Mapping[str, object]:
+        """What the host does it with: OVS datapath, link mechanisms, cgroup version."""
+        mechanisms = {name: handle.mechanism for name, handle in self._links.items()}
+        return {"ovs_datapath": self._net.datapath, "link_mechanisms": mechanisms}
 
     def kpis(self, time_s: float, span_s: float) -> list[Kpi]:
         """Computing, transport and link KPIs of an interval."""

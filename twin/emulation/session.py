@@ -80,7 +80,7 @@ class EmulationSession:
         self._observed_s = 0.0
         self._probes: tuple[Probe, ...] = ()
         self.first_packet_s: float | None = None
-        """Wall clock (``time.time()``) at which the first user packet was seen; None before."""
+        """Unix time at which a UE received the first packet of its traffic; None before."""
         try:
             plan = make_plan(topology)
             journal = self._stack.enter_context(Journal.create(backend.run_id))
@@ -122,9 +122,9 @@ class EmulationSession:
         return self._probes
 
     @property
-    def images(self) -> Mapping[str, str]:
-        """Digests of the container images in use, by image name."""
-        return self._network.images
+    def details(self) -> Mapping[str, object]:
+        """For the manifest: image digests, how links are impaired, wall clock of the first user packet."""
+        return {"images": self._network.images, **self._network.features, "first_user_packet": self.first_packet_s}
 
     def apply(self, actions: Sequence[Action]) -> Sequence[Outcome]:
         """Carry out actions on what really runs; each outcome says when the change was in force."""
@@ -200,7 +200,12 @@ class EmulationSession:
 
     def _note_first_packet(self, readings: Readings) -> None:
         if self.first_packet_s is None:
-            firsts = [stats["first_packet_ns"] for stats in readings.ue.values() if stats.get("first_packet_ns")]
+            firsts = [
+                row["first_rx_ns"]
+                for stats in readings.traffic.values()
+                for name, row in stats["flows"].items()
+                if row["first_rx_ns"] and not name.startswith("probe:")
+            ]
             if firsts:
                 self.first_packet_s = time.time() - (time.monotonic_ns() - min(firsts)) / 1e9
 

@@ -48,6 +48,7 @@ class Flow:
         self.draw = random.Random(f"{request.get('seed', 0)}/{self.name}")
         self.tx_bytes = self.tx_packets = self.send_errors = 0
         self.probes_tx = self.probes_rx = 0
+        self.first_rx_ns: int | None = None
         self.rtt = Histogram()
         self.receiver = probe.Receiver(program.started_ns)
         self._echo = (self.app[0], int(number(request, "echo_port", 1, 65535, probe.ECHO_PORT)))
@@ -101,6 +102,7 @@ class Flow:
                 self.probes_rx += 1
                 self.rtt.add((now_ns - stamp.sent_ns) / 1e3)
             elif stamp.kind == probe.DATA:
+                self.first_rx_ns = self.first_rx_ns or now_ns
                 self.receiver.receive(stamp, len(data) + probe.IP_UDP_BYTES, now_ns)
 
     def stats(self) -> dict[str, Any]:
@@ -113,6 +115,7 @@ class Flow:
             "tx_packets": self.tx_packets,
             "send_errors": self.send_errors,
             **self.receiver.stats(),
+            "first_rx_ns": self.first_rx_ns,
             "probes_tx": self.probes_tx,
             "probes_rx": self.probes_rx,
             "rtt": self.rtt.take(),
@@ -231,8 +234,10 @@ class Exchange:
     def _end(self, *, answered: bool) -> None:
         flow = self._flow
         if answered:
+            now_ns = time.monotonic_ns()
             flow.requests += 1
-            flow.response.add((time.monotonic_ns() - self._started_ns) / 1e3)
+            flow.first_rx_ns = flow.first_rx_ns or now_ns
+            flow.response.add((now_ns - self._started_ns) / 1e3)
         else:
             flow.failures += 1
         self.close()

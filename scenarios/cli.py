@@ -134,8 +134,7 @@ def run(
         for item in missing:
             _say(f"  {item}")
         loaded = _load(scenario, **{**overrides, "fidelity": fallback.value})
-    if pcap and loaded.fidelity != "emulation":
-        raise UserError(f"--pcap captures real packets and needs fidelity emulation, got {loaded.fidelity}")
+    _check_captures(pcap or [], loaded)
     try:
         with BarProgress(loaded.duration_s) as progress:
             finished = execute(loaded, runs=runs, captures=pcap or (), progress=progress)
@@ -146,13 +145,13 @@ def run(
     found = run_object(finished.result.path)
     if output is Format.JSON:
         print(dumps(found))
+        if finished.result.status != "VALID":
+            _say(f"{finished.result.status}: {finished.result.reason}")
     else:
         from scenarios.tables import print_run
         from twin.report.text import summary_table
 
         print_run(found, summary_table(finished.result.path))
-    if finished.result.status != "VALID":
-        _say(f"{finished.result.status}: {finished.result.reason}")
     raise typer.Exit(finished.exit_code)
 
 
@@ -290,17 +289,20 @@ def compare(
 @app.command()
 def doctor(output: FormatOption = Format.TABLE) -> None:
     """Say what this host can do, what is missing, and what each missing part would unlock."""
+    from scenarios.registry import emulation_missing
     from scenarios.runs import dumps
-    from twin.emulation.capabilities import detect, missing_for_emulation
+    from twin.emulation.capabilities import detect
 
     rows = [asdict(item) for item in detect()]
-    missing = [str(item) for item in missing_for_emulation()]
+    missing = emulation_missing()
     if output is Format.JSON:
         print(dumps({"emulation": not missing, "missing": missing, "capabilities": rows}))
     else:
         from scenarios.tables import print_rows
 
-        print_rows(rows, dict.fromkeys(key for row in rows for key in row))
+        for row in rows:
+            row["what to do"] = "" if row["present"] else f"{row['remedy']}; unlocks {row['unlocks']}"
+        print_rows(rows, ("name", "present", "detail", "what to do"))
         print("emulation: " + ("not possible: " + "; ".join(missing) if missing else "possible"))
     if missing:
         raise typer.Exit(ExitCode.MISSING)
@@ -376,6 +378,20 @@ def _load(name: str, **overrides: Any) -> Scenario:
     return load_scenario(find_scenario(name), **overrides)
 
 
+def _check_captures(captures: list[str], scenario: Scenario) -> None:
+    from scenarios.errors import unknown
+
+    if captures and scenario.fidelity != "emulation":
+        raise UserError(f"--pcap captures real packets and needs fidelity emulation, got {scenario.fidelity}")
+    names = [node.name for node in scenario.topology.nodes]
+    for capture in captures:
+        node, colon, interface = capture.partition(":")
+        if not colon or not interface:
+            raise UserError(f"--pcap {capture}: allowed NODE:IFACE, e.g. {names[0]}:eth1")
+        if node not in names:
+            raise UserError(f"--pcap {capture}: {unknown('node', node, names)}")
+
+
 def _setting(text: str) -> tuple[str, Any]:
     """``key=value``; the value is read as YAML, so that numbers, lists and text work as in a file."""
     from scenarios.source import parse_source
@@ -419,7 +435,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader of a pipe (head) has gone; keep the interpreter from complaining about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + 13
+        return ExitCode.FAILED
     except KeyboardInterrupt:
         _say("twin: interrupted")
         return ExitCode.SIGINT

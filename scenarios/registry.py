@@ -114,7 +114,7 @@ def emulation_missing() -> list[str]:
     """What this host lacks for emulation, in words; empty when everything is there."""
     from twin.emulation.capabilities import missing_for_emulation
 
-    return [str(item) for item in missing_for_emulation()]
+    return [f"{item.name} ({item.detail}): {item.remedy}" for item in missing_for_emulation()]
 
 
 def _flow(**_: object) -> Backend:

@@ -381,9 +381,9 @@ class TrafficEntry(Strict):
     profile: AnyProfile | None = Field(
         default=None, description="how many UEs of the group are active, over time; all of them when left out"
     )
-    start: Duration = Field(default=0.0, description="when the traffic begins (default 0)")
+    start: Duration = Field(default=0.0, description="when the traffic begins")
     stop: PositiveDuration | None = Field(default=None, description="when it ends (default the end of the run)")
-    min_session: Duration = Field(default=0.0, description="shortest time that a UE stays active (default 0)")
+    min_session: Duration = Field(default=0.0, description="shortest time that a UE stays active")
 
 
 # --- controllers, events, assertions ------------------------------------------------------------
@@ -394,7 +394,7 @@ class ControllerEntry(Strict):
 
     use: str = Field(description="registered name (twin list controllers)")
     name: Name | None = Field(default=None, description="name of this one in the KPIs (default: the registered name)")
-    interval: PositiveDuration = Field(default=5.0, description="time between two decisions (default 5s)")
+    interval: PositiveDuration = Field(default=5.0, description="time between two decisions")
     scope: Annotated[tuple[str, ...], BeforeValidator(_read_list)] | None = Field(
         default=None,
         description="entities that it may act on, e.g. [slice:embb, node:control]; default all slices and nodes",
@@ -503,8 +503,8 @@ class ScenarioFile(Strict):
         default=(), alias="assert", description="what must hold, e.g. slice:urllc delay_dl_p95_s <= 20ms over last 20s"
     )
     seed: int = Field(default=1, ge=0, le=2**32 - 1, description="seed of everything random")
-    duration: PositiveDuration = Field(default=60.0, description="length of the run (default 60s)")
-    interval: PositiveDuration = Field(default=1.0, description="time between two KPI samples (default 1s)")
+    duration: PositiveDuration = Field(default=60.0, description="length of the run")
+    interval: PositiveDuration = Field(default=1.0, description="time between two KPI samples")
     time_compression: float = Field(
         default=1.0, gt=0, le=1e6, description="traces play this much faster; 1440: a day a minute"
     )

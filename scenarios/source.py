@@ -47,11 +47,13 @@ class Source:
 
     def problem(self, location: Location, text: str) -> Problem:
         """A problem at ``location``, or at the nearest part around it that has a line."""
-        for end in range(len(location), -1, -1):
-            if location[:end] in self.origins:
-                return Problem(self.origins[location[:end]], 0, text)
-            if location[:end] in self.lines:
-                return Problem(self.file, self.lines[location[:end]], text)
+        parts = [location[:end] for end in range(len(location), -1, -1)]
+        for part in parts:
+            if part in self.origins:
+                return Problem(self.origins[part], 0, text)
+        for part in parts:
+            if part in self.lines:
+                return Problem(self.file, self.lines[part], text)
         return Problem(self.file, 1, text)
 
     def with_values(self, values: Mapping[Location, tuple[str, Any]]) -> Source:

@@ -56,19 +56,21 @@ def print_run(run: Mapping[str, Any], summary: object) -> None:
         mark = "[green]holds[/]" if item["passed"] else "[red]FAILS[/]"
         measured = "no samples" if item["measured"] is None else f"{item['measured']:.4g}"
         out.print(f"assert {mark}: ", end="")
-        out.print(f"{item['text']} (measured {measured})", markup=False)
+        out.print(f"{item['text']} (measured {measured})", markup=False, soft_wrap=True)
     failed = [probe for probe in run["probes"] if not probe["passed"]]
     if run["probes"]:
-        out.print(f"probes: {len(run['probes']) - len(failed)} of {len(run['probes'])} passed", markup=False)
+        out.print(
+            f"probes: {len(run['probes']) - len(failed)} of {len(run['probes'])} passed", markup=False, soft_wrap=True
+        )
     for probe in failed:
         text = (
             f"  {probe['item']}: declared {cell(probe['declared'])}, measured {cell(probe['measured'])} {probe['unit']}"
         )
-        out.print(f"{text} {probe['detail']}".rstrip(), markup=False)
+        out.print(f"{text} {probe['detail']}".rstrip(), markup=False, soft_wrap=True)
     actions = run["actions"]
-    out.print(f"actions: {actions['applied']} applied, {actions['refused']} refused", markup=False)
+    out.print(f"actions: {actions['applied']} applied, {actions['refused']} refused", markup=False, soft_wrap=True)
     for key in ("reason", "host_overloaded"):
         if run[key]:
-            out.print(f"{key.replace('_', ' ')}: {run[key]}", markup=False)
+            out.print(f"{key.replace('_', ' ')}: {run[key]}", markup=False, soft_wrap=True)
     if run["report"]:
-        out.print(f"report: {run['report']}", markup=False)
+        out.print(f"report: {run['report']}", markup=False, soft_wrap=True)

@@ -79,19 +79,23 @@ class Quantity:
 
     def format(self, value: float) -> str:
         """``value`` (SI) as text that :meth:`parse` reads back exactly, in the largest unit that suits."""
-        if not self.units:
-            return f"{value:g}"
+        base = next((unit for unit, factor in self.units.items() if factor == 1), "" if self.plain == 1 else "%")
+        if value == 0:
+            return f"0{base}"
         fallback = ""
         for unit, factor in sorted(self.units.items(), key=lambda item: -item[1]):
-            if 0 < abs(value) < factor:
+            if 0 < abs(value) < factor and factor > min(self.units.values()):
                 continue
-            for number in (f"{value / factor:.12g}", repr(value / factor)):
+            exact = value / factor
+            # Division rounds: the number that reads back as ``value`` may be a neighbour.
+            near = (exact, math.nextafter(exact, math.inf), math.nextafter(exact, -math.inf))
+            for number in (f"{exact:.12g}", *map(repr, near)):
                 if self._reads(f"{number}{unit}", value):
                     if len(number) <= 8:
                         return f"{number}{unit}"
                     fallback = fallback or f"{number}{unit}"
                     break
-        return fallback or f"{value!r}{next(unit for unit, factor in self.units.items() if factor == 1)}"
+        return fallback or f"{value!r}{base}"
 
     def _reads(self, text: str, value: float) -> bool:
         match = _NUMBER.fullmatch(text)

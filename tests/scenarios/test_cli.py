@@ -1,0 +1,267 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scenarios.cli import main
+from scenarios.exit_codes import ExitCode
+from tests.scenarios.scenario_text import SMALL
+
+ROOT = Path(__file__).resolve().parents[2]
+TWIN = [sys.executable, "-m", "scenarios.cli"]
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> str:
+    path = tmp_path / "small.twin.yml"
+    path.write_text(SMALL, encoding="utf-8")
+    return str(path)
+
+
+def twin(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of one command."""
+    code = main(list(arguments))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def run_small(capsys: pytest.CaptureFixture[str], small: str, runs: Path, *more: str) -> dict:
+    code, out, err = twin(capsys, "run", small, "--fidelity", "flow", "--out", str(runs), "--format", "json", *more)
+    assert code in (ExitCode.OK, ExitCode.FAILED), err
+    return json.loads(out)
+
+
+def test_a_flow_run_prints_one_json_object(capsys: pytest.CaptureFixture[str], small: str, tmp_path: Path) -> None:
+    found = run_small(capsys, small, tmp_path / "runs")
+    assert found["status"] == "VALID"
+    assert found["fidelity"] == "flow"
+    assert Path(found["report"]).stat().st_size > 10_000
+    throughput = found["kpis"]["slice:embb"]["throughput_dl_bps"]
+    assert throughput["unit"] == "bit/s"
+    assert throughput["provenance"] == "modelled"
+    # 2 users of 1 Mbit/s, doubled from 5 s to 10 s of 20 s.
+    assert throughput["mean"] == pytest.approx(2.5e6, rel=0.02)
+    assert throughput["max"] == pytest.approx(4e6, rel=0.02)
+    assert found["assertions"] == [
+        {
+            "text": "slice:embb throughput_dl_bps >= 1Mbps",
+            "passed": True,
+            "measured": throughput["mean"],
+            "allowed": ">= 1e+06 bit/s",
+            "samples": 20,
+        }
+    ]
+    assert found["actions"]["applied"] >= 2  # at least the two of the demand spike
+
+
+def test_an_assertion_that_fails_makes_exit_code_1(
+    capsys: pytest.CaptureFixture[str], small: str, tmp_path: Path
+) -> None:
+    arguments = ("run", small, "--fidelity", "flow", "--out", str(tmp_path / "runs"))
+    code, out, _ = twin(capsys, *arguments, "--set", "assert=['max slice:embb throughput_dl_bps > 9Mbps']")
+    assert code == ExitCode.FAILED
+    assert "assert FAILS: max slice:embb throughput_dl_bps > 9Mbps (measured 4e+06)" in out
+
+
+def test_seed_duration_controller_and_slicing_override_the_file(
+    capsys: pytest.CaptureFixture[str], small: str, tmp_path: Path
+) -> None:
+    more = ("--seed", "9", "--duration", "8s", "--controller", "none", "--slicing", "off")
+    found = run_small(capsys, small, tmp_path / "runs", *more)
+    assert (found["seed"], found["simulated_s"]) == (9, 8.0)
+    assert not any(entity.startswith("controller:") for entity in found["kpis"])
+    manifest = json.loads((Path(found["path"]) / "manifest.json").read_text())
+    assert manifest["scenario"]["topology"]["slicing"] is False
+    assert manifest["scenario"]["document"]["seed"] == 9
+
+
+def test_show_list_export_and_compare_work_on_what_run_wrote(
+    capsys: pytest.CaptureFixture[str], small: str, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    first = run_small(capsys, small, runs)
+    second = run_small(capsys, small, runs, "--set", "traffic.0.rate=0.5Mbps")
+    where = ("--runs", str(runs))
+    assert json.loads(twin(capsys, "show", first["run_id"][-6:], *where, "--format", "json")[1]) == first
+    assert json.loads(twin(capsys, "show", "last", *where, "--format", "json")[1]) == second
+    listed = json.loads(twin(capsys, "list", "runs", *where, "--format", "json")[1])["runs"]
+    assert [row["run_id"] for row in listed] == [first["run_id"], second["run_id"]]
+    assert {row["status"] for row in listed} == {"VALID"}
+    code, out, _ = twin(capsys, "show", "last", *where)
+    assert code == 0
+    assert second["run_id"] in out
+    assert "assert holds" in out
+    code, out, _ = twin(capsys, "export", "last", "--parquet", str(tmp_path / "parquet"), *where)
+    assert code == 0
+    assert {Path(line).name for line in out.split()} >= {"kpi.parquet", "actions.parquet"}
+    rows = json.loads(twin(capsys, "compare", first["run_id"], "last", *where, "--format", "json")[1])["kpis"]
+    (row,) = [row for row in rows if (row["entity"], row["kpi"]) == ("slice:embb", "throughput_dl_bps")]
+    assert row["ratio"] == pytest.approx(0.5, rel=0.02)
+    report = tmp_path / "both.html"
+    code, out, _ = twin(capsys, "compare", first["run_id"], "last", *where, "--report", str(report))
+    assert code == 0
+    assert report.is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["bogus"], 2, "twin: No such command 'bogus'"),
+        (["run"], 2, "Missing argument"),
+        (["run", "quikstart"], 2, "no scenario named quikstart (did you mean quickstart?); known: "),
+        (["run", "nowhere/x.twin.yml"], 2, "nowhere/x.twin.yml: no such file"),
+        (["run", "quickstart", "--fidelity", "flo"], 2, "'flo' is not one of 'flow', 'packet', 'emulation'"),
+        (["run", "quickstart", "--fidelity", "packet"], 4, "fidelity packet (ns-3) is not part of this version"),
+        (
+            ["run", "quickstart", "--controller", "ruled_base"],
+            2,
+            "--controller: controllers[0].use: no controller named",
+        ),
+        (["run", "quickstart", "--duration", "5Mbps"], 2, "--duration: got '5Mbps', allowed a number (seconds)"),
+        (["run", "quickstart", "--set", "seed"], 2, "--set seed: allowed KEY=VALUE"),
+        (["run", "quickstart", "--set", "sed=3"], 2, "--set sed: sed: unknown key sed (did you mean seed?)"),
+        (["run", "quickstart", "--set", "slices=[1"], 2, "not valid YAML"),
+        (["run", "quickstart", "--fidelity", "flow", "--pcap", "s1:eth1"], 2, "--pcap captures real packets"),
+        (["run", "quickstart", "--pcap", "s9:eth1"], 2, "--pcap s9:eth1: no node named s9"),
+        (["run", "quickstart", "--pcap", "s1"], 2, "--pcap s1: allowed NODE:IFACE"),
+        (["show", "nothing"], 2, "no run nothing in runs"),
+        (["export", "nothing", "--parquet", "x"], 2, "no run nothing in runs"),
+        (["list", "knob"], 2, "'knob' is not one of"),
+        (["new-controller", "class"], 2, "controller name must be a Python name"),
+        (["new-controller", "rule_based"], 2, "a controller named rule_based is installed already"),
+        (["new-controller", "json"], 2, "json is the name of a Python package"),
+        (["validate", "nope"], 2, "no scenario named nope"),
+    ],
+)
+def test_bad_input_is_one_line_and_its_exit_code(
+    arguments: list[str],
+    code: int,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found, out, err = twin(capsys, *arguments)
+    assert found == code
+    assert message in err
+    assert "Traceback" not in err
+    assert len(err.splitlines()) == 1
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_validate_names_every_mistake_of_every_file(
+    capsys: pytest.CaptureFixture[str], small: str, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.twin.yml"
+    bad.write_text(SMALL.replace("seed: 3", "sed: 3").replace("delay: 5ms", "delay: 5"), encoding="utf-8")
+    code, out, err = twin(capsys, "validate", small, str(bad))
+    assert code == ExitCode.USAGE
+    assert out == f"{small}: valid\n"
+    assert [line.rpartition("bad.twin.yml")[2].split(":")[1] for line in err.splitlines()] == ["3", "18"]
+    code, out, err = twin(capsys, "validate", small, str(bad), "--format", "json")
+    assert err == ""
+    files = json.loads(out)["files"]
+    assert [(item["valid"], [problem["line"] for problem in item["problems"]]) for item in files] == [
+        (True, []),
+        (False, [3, 18]),
+    ]
+
+
+@pytest.mark.parametrize("what", ["scenarios", "controllers", "knobs", "kpis", "topologies", "profiles", "runs"])
+def test_every_listing_as_table_and_json(what: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, err = twin(capsys, "list", what, "--runs", str(tmp_path), "--format", "json")
+    assert (code, err) == (0, "")
+    rows = json.loads(out)[what]
+    code, out, err = twin(capsys, "list", what, "--runs", str(tmp_path))
+    assert (code, err) == (0, "")
+    for row in rows:
+        assert row["name"] in out
+    assert rows or what == "runs"
+
+
+def test_an_unexpected_error_is_one_line_with_a_log_and_debug_shows_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setitem(__import__("scenarios.listings", fromlist=["LISTINGS"]).LISTINGS, "knobs", broken)
+    code, _, err = twin(capsys, "list", "knobs")
+    assert code == ExitCode.FAILED
+    assert err.startswith("twin: unexpected ZeroDivisionError: oops (a bug; details in ")
+    log = Path(err.rpartition("details in ")[2].strip().rstrip(")"))
+    assert "ZeroDivisionError" in log.read_text(encoding="utf-8")
+    log.unlink()
+    code, _, err = twin(capsys, "--debug", "list", "knobs")
+    assert code == ExitCode.FAILED
+    assert "Traceback" in err
+
+
+def test_without_emulation_the_fallback_runs_in_flow_and_says_what_is_missing(
+    capsys: pytest.CaptureFixture[str], small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scenarios.registry.emulation_missing", lambda: ["docker (no socket): start dockerd"])
+    runs = ("--out", str(tmp_path / "runs"))
+    code, out, err = twin(capsys, "run", small, *runs)
+    assert code == ExitCode.MISSING
+    assert err.startswith("twin: emulation is not possible here: docker (no socket): start dockerd.")
+    assert not (tmp_path / "runs").exists()
+    code, out, err = twin(capsys, "run", small, *runs, "--fallback", "flow", "--format", "json")
+    assert code == ExitCode.OK
+    assert "docker (no socket): start dockerd" in err
+    assert json.loads(out)["fidelity"] == "flow"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["validate", "quickstart"], ["list", "scenarios"]])
+def test_start_up_does_not_import_what_it_does_not_need(arguments: list[str]) -> None:
+    code = (
+        "import sys; from scenarios.cli import main; main(sys.argv[1:]);"
+        "print([m for m in ('pandas','plotly','docker','mininet','scipy','pyarrow','jinja2') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=60, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_closed_pipe_ends_quietly() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as pipe:
+        done = subprocess.run(
+            [*TWIN, "list", "kpis", "--format", "json"],
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            timeout=60,
+            check=False,
+        )
+    assert done.stderr == ""
+    assert done.returncode == ExitCode.FAILED
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_with_its_exit_code(number: int, code: int, small: str, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    arguments = ["run", small, "--fidelity", "flow", "--duration", "100000s", "--out", str(runs), "--format", "json"]
+    process = subprocess.Popen([*TWIN, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and not list(runs.glob("*/manifest.json")):
+            time.sleep(0.02)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == code, err
+    assert json.loads(out)["status"] == "FAILED"
+    assert "interrupted by" in err

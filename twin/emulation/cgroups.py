@@ -239,7 +239,11 @@ class Cgroup:
 
     def add(self, pid: int) -> None:
         """Move a process, all its threads and its children into the group."""
-        move([folder / "cgroup.procs" for folder in dict.fromkeys(self.folders.values())], pid)
+        move(self.members(), pid)
+
+    def members(self) -> list[Path]:
+        """The ``cgroup.procs`` files: a pid written to each joins the group."""
+        return [folder / "cgroup.procs" for folder in dict.fromkeys(self.folders.values())]
 
     def pids(self) -> list[int]:
         """Processes in the group."""

@@ -113,15 +113,14 @@ class LazyShell:
         master, slave = pty.openpty()
         # Opening the terminal again makes it the controlling one of the new session, so that
         # sendInt() reaches the running command.
-        script = (
-            f"exec env PS1=$'\\177' bash --norc --noediting -is mininet:{self.name} 0<>/proc/self/fd/0 1>&0 2>&0"
-        )
+        script = f"exec env PS1=$'\\177' bash --norc --noediting -is mininet:{self.name} 0<>/proc/self/fd/0 1>&0 2>&0"
         try:
             shell = self._spawn_shell(["bash", "-c", script], slave)
         except BaseException:
             os.close(master)
             os.close(slave)
             raise
+        self.net.reaper.watch(shell)
         self.master, self.slave = master, slave
         self._shell_io = os.fdopen(master, "r")
         self._shell_poll = select.poll()
@@ -259,6 +258,7 @@ class NetworkNode(LazyShell, Host):  # type: ignore[misc]
         self.net.flush()
         with log.open("ab") as output:
             popen = self._launch(argv, cgroup, output, env or {})
+        self.net.reaper.watch(popen)
         process = Process(f"{self.name}: {argv[0]}", popen, log)
         self.processes = [one for one in self.processes if one.poll() is None]
         self.processes.append(process)
@@ -405,7 +405,9 @@ class Docker(NetworkNode):
         base = image.partition(":")[0] == BASE_REPOSITORY
         # Containernet's default keeps any image with bash alive; the base image has a lighter one
         command = self.dcmd if self.dcmd is not None else list(BASE_COMMAND) if base else "/bin/bash"
-        published = self.published or self._host_options.get("port_bindings") or self._host_options.get("publish_all_ports")
+        published = (
+            self.published or self._host_options.get("port_bindings") or self._host_options.get("publish_all_ports")
+        )
         options = {key: value for key, value in self.resources.items() if value is not None}
         if "mem_limit" in options:
             options.setdefault("memswap_limit", options["mem_limit"])  # else Docker allows as much swap again
@@ -825,8 +827,12 @@ class Switch(LazyShell, OVSSwitch):  # type: ignore[misc]
 
     def connected(self) -> bool:
         """Connected to a controller, or needing none."""
-        found = self.net.vsctl(["--columns=is_connected", "--bare", "find", "controller", f"target!={'none'}"])
-        return self.failMode == "standalone" or "true" in found
+        if self.failMode == "standalone":
+            return True
+        mine = self.net.vsctl(["--bare", "--columns=controller", "list", "Bridge", self.bridge]).split()
+        return bool(mine) and "true" in self.net.vsctl(
+            ["--bare", "--columns=is_connected", "list", "Controller", *mine]
+        )
 
     def defaultIntf(self) -> Any:  # noqa: N802 - Mininet's name
         """The first port, None without any."""
@@ -950,4 +956,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-

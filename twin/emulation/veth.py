@@ -208,8 +208,8 @@ def _end(end: VethEnd) -> bytes:
 
 
 def veth(first: VethEnd, second: VethEnd) -> Message:
-    """Make a pair, both ends up, each straight in its namespace."""
-    peer = _attribute(1, _link_header(up=True) + _end(second))
+    """Make a pair, each end straight in its namespace; the first is up, the kernel refuses that to the second."""
+    peer = _attribute(1, _link_header() + _end(second))
     info = _attribute(18, _attribute(1, b"veth") + _attribute(2, peer))
     return Message(
         _NEWLINK,
@@ -275,7 +275,7 @@ def checksums_off(names: Sequence[str]) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         for name in names:
             value = ctypes.create_string_buffer(struct.pack("=II", _ETHTOOL_STXCSUM, 0), 8)
-            request = struct.pack("=16sP16x", name.encode(), ctypes.addressof(value))
+            request = struct.pack("@16sP16x", name.encode(), ctypes.addressof(value))
             try:
                 fcntl.ioctl(control, _SIOCETHTOOL, request)
             except OSError as error:

@@ -49,6 +49,14 @@ def played(load: Load, plane: Recorder) -> Replay:
     return replay
 
 
+def idle(plane: Recorder, clock=lambda: 1e9) -> Replay:  # type: ignore[no-untyped-def]
+    """A replay that knows the slice but plays only what the test tells it to."""
+    later = flow("later", "phones.1", (1e12, 2e12, 1))
+    return Replay(
+        Load(flows=(later,), duration_s=2e12), plane, always_attached=(), ues=("phones.1", "phones.2"), clock=clock
+    )
+
+
 def test_touching_activities_change_the_rate_without_a_stop() -> None:
     one = flow("f", "phones.1", (1, 2, 10), (2, 3, 20), (5, 6, 30))
     assert [(step.time_s, step.rate) for step in steps(Load(flows=(one,), duration_s=10))] == [
@@ -79,19 +87,31 @@ def test_an_attach_that_failed_is_tried_again_and_a_lost_session_too() -> None:
 
 def test_a_demand_factor_acts_on_running_and_on_later_flows() -> None:
     plane = Recorder()
-    replay = played(Load(flows=(), duration_s=10), plane)
+    replay = idle(plane)
     first, second = flow("a", "phones.1", (1, 9, 10)), flow("b", "phones.2", (1, 9, 10))
-    replay._slices.add("embb")
     replay._play(steps(Load(flows=(first,), duration_s=10))[0])
     replay.set_factor("embb", 3.0)
     replay._play(steps(Load(flows=(second,), duration_s=10))[0])
     assert plane.calls[-3:] == [("rate", "a", 30.0), ("attach", "phones.2"), ("start", "b", 30.0)]
-    assert replay.active_ues() == {"embb": 2}
+
+
+def test_active_ues_are_a_mean_over_time() -> None:
+    now_s = [0.0]
+    replay = idle(Recorder(), clock=lambda: now_s[0])
+    replay.active_ues()
+    start, stop = steps(Load(flows=(flow("a", "phones.1", (1, 9, 10)),), duration_s=10))
+    replay._play(start)
+    replay._count()
+    now_s[0] = 3.0
+    replay._play(stop)
+    replay._count()
+    now_s[0] = 4.0
+    assert replay.active_ues() == {"embb": 0.75}
 
 
 def test_a_barred_ue_detaches_and_a_revived_container_starts_what_should_run() -> None:
     plane = Recorder()
-    replay = played(Load(flows=(), duration_s=10), plane)
+    replay = idle(plane)
     replay._play(steps(Load(flows=(flow("a", "phones.1", (1, 9, 10)),), duration_s=10))[0])
     replay.bar("phones.1", True)
     assert plane.calls[-1] == ("detach", "phones.1")

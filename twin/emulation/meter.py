@@ -95,7 +95,7 @@ class UserPlaneMeter:
         self._deltas = Deltas()
         self._blackout: dict[str, float] = defaultdict(float)
 
-    def kpis(self, time_s: float, span_s: float, readings: Readings, active: Mapping[str, int]) -> list[Kpi]:
+    def kpis(self, time_s: float, span_s: float, readings: Readings, active: Mapping[str, float]) -> list[Kpi]:
         """All user plane KPIs of an interval of ``span_s`` that ended at ``time_s``."""
         tallies = self._tallies(readings)
         cqis = {
@@ -115,7 +115,7 @@ class UserPlaneMeter:
         for name, tally in slices.items():
             entity = f"slice:{name}"
             rows += self._tally_kpis(time_s, span_s, entity, tally)
-            rows.append(Kpi(time_s, entity, "active_ues", float(active.get(name, 0))))
+            rows.append(Kpi(time_s, entity, "active_ues", active.get(name, 0.0)))
             rows += self._gnb_kpis(time_s, span_s, name, readings.gnb)
         return rows + self._app_kpis(time_s, span_s, readings)
 

@@ -85,6 +85,9 @@ class Replay:
             self._ues[ue].always_attached = True
         self._slices = {flow.slice for flow in load.flows}
         self._factors: dict[str, float] = {}
+        self._active = dict.fromkeys(self._slices, 0)
+        self._integrals = dict.fromkeys(self._slices, 0.0)
+        self._counted_s = self._counted_from_s = clock()
         self._lock = threading.RLock()
         self._halt = threading.Event()
         self._thread = threading.Thread(target=self._run, name="replay", daemon=True)
@@ -100,22 +103,40 @@ class Replay:
         if self._thread.is_alive():
             self._thread.join()
 
-    def active_ues(self) -> dict[str, int]:
-        """UEs with at least one running flow, per slice."""
+    def active_ues(self) -> dict[str, float]:
+        """UEs with at least one running flow, per slice: mean over the time since the last call."""
         with self._lock:
-            counts: dict[str, int] = dict.fromkeys(self._slices, 0)
-            for ue in self._ues.values():
-                if ue.running and not ue.barred:
-                    counts[next(iter(ue.running.values()))[0].slice] += 1
-            return counts
+            self._count()
+            now_s = self._clock()
+            span_s = now_s - self._counted_from_s
+            means = {
+                name: integral / span_s if span_s > 0 else float(self._active[name])
+                for name, integral in self._integrals.items()
+            }
+            self._integrals = dict.fromkeys(self._slices, 0.0)
+            self._counted_from_s = now_s
+            return means
+
+    def _count(self) -> None:
+        """Add the time since the last change to the integral of active UEs; call before and after changes."""
+        now_s = self._clock()
+        for name, count in self._active.items():
+            self._integrals[name] += count * (now_s - self._counted_s)
+        self._counted_s = now_s
+        self._active = dict.fromkeys(self._slices, 0)
+        for ue in self._ues.values():
+            if ue.running and not ue.barred:
+                self._active[next(iter(ue.running.values()))[0].slice] += 1
 
     def bar(self, ue: str, barred: bool) -> None:
         """Detach a UE whatever its flows want, or let it attach again."""
         with self._lock:
             state = self._ues[ue]
+            self._count()
             state.barred = barred
             # An arrival by script stays attached, even when no flow asks for it.
             state.always_attached = state.always_attached or not barred
+            self._count()
             self._settle(ue)
 
     def set_factor(self, slice_name: str, factor: float) -> None:
@@ -164,6 +185,7 @@ class Replay:
                 return
             with self._lock:
                 self._play(heapq.heappop(self._heap)[2])
+                self._count()
 
     def _play(self, step: Step) -> None:
         flow, state = step.flow, self._ues[step.flow.ue]

@@ -78,6 +78,7 @@ class EmulationSession:
     ) -> None:
         self._stack = contextlib.ExitStack()
         self._observed_s = 0.0
+        self._last_read_s = 0.0
         self._probes: tuple[Probe, ...] = ()
         self.first_packet_s: float | None = None
         """Unix time at which a UE received the first packet of its traffic; None before."""

@@ -148,14 +148,13 @@ class Chain:
 
     def ues(self, count: int) -> dict[str, str]:
         """Ids and addresses."""
-        return {f"phones.{i}": f"10.64.0.{i + 1}" for i in range(1, count + 1)}
+        return {f"phones.{i}": f"10.64.{(i + 1) >> 8}.{(i + 1) & 255}" for i in range(1, count + 1)}
 
-    def upf(self, **changes: Any) -> Program:
-        config = {"node": "upf", "slice": "embb", "n3": {"bind": self.UPF}, "ue_pool": "10.64.0.0/16", "tun": "upf0"}
-        return self.start("upf", "upf", {**config, **changes})
+    def upf_config(self) -> dict[str, Any]:
+        return {"node": "upf", "slice": "embb", "n3": {"bind": self.UPF}, "ue_pool": "10.64.0.0/16", "tun": "upf0"}
 
-    def gnb(self, count: int = 1, cqi: int = 15, **changes: Any) -> Program:
-        config = {
+    def gnb_config(self, count: int = 1, cqi: int = 15) -> dict[str, Any]:
+        return {
             "node": "gnb1",
             "slices": [{"name": "embb", "prb_share": 1.0, "upf": self.UPF, "qfi": 9, "sst": 1, "sd": "000001"}],
             "radio": {"bind": "0.0.0.0", "port": 38412},
@@ -167,10 +166,9 @@ class Chain:
                 for ue, address in self.ues(count).items()
             },
         }
-        return self.start("gnb", "gnb", {**config, **changes})
 
-    def ue(self, count: int = 1, **changes: Any) -> Program:
-        config = {
+    def ue_config(self, count: int = 1) -> dict[str, Any]:
+        return {
             "node": "phones",
             "tun": "tun0",
             "gnb": {"address": self.GNB_RADIO, "port": 38412},
@@ -180,7 +178,32 @@ class Chain:
                 for index, (ue, address) in enumerate(self.ues(count).items(), start=1)
             ],
         }
-        return self.start("ue", "ue", {**config, **changes})
+
+    def upf(self, **changes: Any) -> Program:
+        return self.start("upf", "upf", {**self.upf_config(), **changes})
+
+    def gnb(self, count: int = 1, cqi: int = 15, **changes: Any) -> Program:
+        config = {**self.gnb_config(count, cqi), **changes}
+        return self.start("gnb", "gnb", config, key=config["node"])
+
+    def ue(self, count: int = 1, **changes: Any) -> Program:
+        return self.start("ue", "ue", {**self.ue_config(count), **changes})
+
+    def stream_to(self, traffic: Program, ue: str, rate_bps: float, flow: str = "", packet_bytes: int = 1200) -> str:
+        """Start a stream flow from the application node to a UE; the flow's name."""
+        name = flow or f"video-{ue}"
+        traffic.call(
+            "start",
+            **{"flow": name, "ue": ue, "address": self.ues(1000)[ue], "service": "stream", "seed": 1},
+            **{"app": [self.APP, 5001], "rate": rate_bps, "packet_bytes": packet_bytes},
+        )
+        return name
+
+    def traffic(self) -> Program:
+        return self.start("traffic", "ue", {"node": "phones"})
+
+    def video(self) -> Program:
+        return self.start("app_stream", "app", {"node": "video"})
 
     def close(self) -> None:
         self._stack.close()

@@ -581,6 +581,7 @@ class Gnb:
                 **ue_counters(ue.radio),
                 "cqi": round(cqi_mean(ue.radio), 3),
                 "attached": ue.attached,
+                "teid": ue.teid,
             }
         return {
             "time_ns": now_ns,

@@ -34,8 +34,8 @@ from mininet.topolib import TreeTopo
 
 from twin.emulation import images, veth
 from twin.emulation.cgroups import Cgroup
-from twin.emulation.impairment import make_links
-from twin.emulation.links import Interface, LinkError, VirtualLink, host_name
+from twin.emulation.impairment import LinkError, make_links
+from twin.emulation.links import Interface, VirtualLink, host_name
 from twin.emulation.nodes import (
     ContainerError,
     Controller,
@@ -130,7 +130,7 @@ class Containernet(Mininet):  # type: ignore[misc]
 
     # Nodes
 
-    def addDocker(self, name: str, cls: Any = Docker, **params: Any) -> Docker:  # noqa: N802 - Containernet's name
+    def addDocker(self, name: str, cls: Any = Docker, **params: Any) -> Docker:
         """Add a container; returns at once, the container comes up in the background.
 
         Parameters: see :class:`Docker`. Raises ImageError when the image is not on this host.
@@ -138,7 +138,7 @@ class Containernet(Mininet):  # type: ignore[misc]
         node: Docker = self.addHost(name, cls=cls, **params)
         return node
 
-    def addHost(self, name: str, cls: Any = None, **params: Any) -> Any:  # noqa: N802 - Mininet's name
+    def addHost(self, name: str, cls: Any = None, **params: Any) -> Any:
         """Add a host in a network namespace, or of another Mininet host class."""
         self._check_name(name)
         cls = NamespaceHost if cls in (None, Host, Node) and self.host in (Host, Node) else cls or self.host
@@ -150,7 +150,7 @@ class Containernet(Mininet):  # type: ignore[misc]
             params["net"] = self
         return super().addHost(name, cls=cls, **params)
 
-    def addSwitch(self, name: str, cls: Any = None, **params: Any) -> Any:  # noqa: N802 - Mininet's name
+    def addSwitch(self, name: str, cls: Any = None, **params: Any) -> Any:
         """Add a switch. Mininet's OVS classes become :class:`Switch`; others are used as they are."""
         self._check_name(name)
         cls = cls or self.switch
@@ -165,7 +165,7 @@ class Containernet(Mininet):  # type: ignore[misc]
             self.start_switches([switch], self.controllers)
         return switch
 
-    def addController(self, name: Any = "c0", controller: Any = None, **params: Any) -> Any:  # noqa: N802
+    def addController(self, name: Any = "c0", controller: Any = None, **params: Any) -> Any:
         """Add an OpenFlow controller. Mininet's default classes become :class:`Controller`."""
         cls = controller or self.controller
         if not isinstance(name, MininetController) and cls in (MininetController, OVSController, DefaultController):
@@ -174,7 +174,7 @@ class Containernet(Mininet):  # type: ignore[misc]
             params["net"] = self
         return super().addController(name, controller=cls, **params)
 
-    def removeDocker(self, node: Docker | str, **_: Any) -> bool:  # noqa: N802 - Containernet's name
+    def removeDocker(self, node: Docker | str, **_: Any) -> bool:
         """Remove a container and its links from the running network."""
         target = self[node] if isinstance(node, str) else node
         self._drop([link for link in self.links if link.touches(target)])
@@ -183,7 +183,7 @@ class Containernet(Mininet):  # type: ignore[misc]
         del self.nameToNode[target.name]
         return True
 
-    def delNode(self, node: Any, nodes: Any = None) -> None:  # noqa: N802 - Mininet's name
+    def delNode(self, node: Any, nodes: Any = None) -> None:
         """Remove a node and its links."""
         self._drop([link for link in self.links if isinstance(link, VirtualLink) and link.touches(node)])
         super().delNode(node, nodes)
@@ -196,8 +196,14 @@ class Containernet(Mininet):  # type: ignore[misc]
 
     # Links
 
-    def addLink(  # noqa: N802 - Mininet's name
-        self, node1: Any, node2: Any, port1: int | None = None, port2: int | None = None, cls: Any = None, **params: Any
+    def addLink(
+        self,
+        node1: Any,
+        node2: Any,
+        port1: int | None = None,
+        port2: int | None = None,
+        cls: Any = None,  # noqa: ARG002 - every link is made the same way, TCLink included
+        **params: Any,
     ) -> Any:
         """Add a link; on a running network it works at once.
 
@@ -219,7 +225,7 @@ class Containernet(Mininet):  # type: ignore[misc]
             self.flush()
         return link
 
-    def removeLink(self, link: Any = None, node1: Any = None, node2: Any = None) -> None:  # noqa: N802
+    def removeLink(self, link: Any = None, node1: Any = None, node2: Any = None) -> None:
         """Remove a link, or all links between two nodes (objects or names)."""
         if link is None:
             ends = [self[node] if isinstance(node, str) else node for node in (node1, node2)]
@@ -227,7 +233,7 @@ class Containernet(Mininet):  # type: ignore[misc]
         else:
             self._drop([link])
 
-    def delLink(self, link: Any) -> None:  # noqa: N802 - Mininet's name
+    def delLink(self, link: Any) -> None:
         """Remove a link."""
         self._drop([link])
 
@@ -345,9 +351,12 @@ class Containernet(Mininet):  # type: ignore[misc]
                 at_root = [end for end in link.ends if self._in_root(end.node)]
                 alive = [end for end in link.ends if not (isinstance(end.node, Docker) and not end.node.running)]
                 for end in (at_root or alive)[:1]:
-                    self.in_node(end.node, lambda name=end.name: [veth.delete(name)])
+                    self._delete_end(end)
                 self.journal.done(*link.journal_entries)
                 link.journal_entries = []
+
+    def _delete_end(self, end: Interface) -> None:
+        self.in_node(end.node, lambda: [veth.delete(end.name)])
 
     def unplugged(self, node: Docker) -> None:
         """A container died: remove what is left of its links' other ends."""
@@ -357,7 +366,7 @@ class Containernet(Mininet):  # type: ignore[misc]
                     link.made = False
                     for end in link.ends:
                         if end.node is not node and not (isinstance(end.node, Docker) and not end.node.running):
-                            self.in_node(end.node, lambda name=end.name: [veth.delete(name)])
+                            self._delete_end(end)
                     self.journal.done(*link.journal_entries)
                     link.journal_entries = []
 
@@ -566,13 +575,21 @@ class Containernet(Mininet):  # type: ignore[misc]
         for switch in fresh:
             switch.started = True
         if reachable:
-            self._wait_for_controllers(fresh)
+            self._wait_for_controllers(fresh, reachable)
 
-    def _wait_for_controllers(self, switches: Sequence[Switch]) -> None:
-        """Until every switch that obeys a controller is connected, at most a few seconds, as it may be remote."""
+    def _wait_for_controllers(self, switches: Sequence[Switch], controllers: Sequence[Any]) -> None:
+        """Until the switches reached the controllers on this host, so that the first packets find a rule.
+
+        Not by ``is_connected``, which Open vSwitch refreshes every few seconds.
+        """
+        ports = {one.port for one in controllers if one.IP() == "127.0.0.1"}
         deadline = time.monotonic() + _CONTROLLER_WAIT_S
-        while not all(switch.connected() for switch in switches) and time.monotonic() < deadline:
-            time.sleep(0.02)
+        while time.monotonic() < deadline:
+            rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+            reached = [int(row[2].partition(":")[2], 16) for row in rows if row[3] == "01"]
+            if all(reached.count(port) >= len(switches) for port in ports):
+                return
+            time.sleep(0.01)
 
     def stop_switches(self, switches: Sequence[Switch]) -> None:
         """Remove bridges in one transaction."""
@@ -585,7 +602,7 @@ class Containernet(Mininet):  # type: ignore[misc]
 
     # Life
 
-    def configHosts(self) -> None:  # noqa: N802 - Mininet's name
+    def configHosts(self) -> None:
         """Configure all hosts: ours in one batch, of other classes as Mininet does."""
         info(" ".join(host.name for host in self.hosts) + "\n")
         ours = [host for host in self.hosts if isinstance(host, NetworkNode)]
@@ -718,11 +735,11 @@ class Containernet(Mininet):  # type: ignore[misc]
         if not sent:
             output("*** Warning: No packets sent\n")
             return 0.0
-        loss = 100.0 * (sent - received) / sent
+        loss: float = 100.0 * (sent - received) / sent
         output(f"*** Results: {loss:.0f}% dropped ({received}/{sent} received)\n")
         return loss
 
-    def pingFull(  # noqa: N802 - Mininet's name
+    def pingFull(
         self, hosts: Sequence[Any] | None = None, timeout: str | float | None = None, manualdestip: str | None = None
     ) -> list[tuple[Any, Any, tuple[float, ...]]]:
         """As :meth:`ping`: source, destination, (sent, received, min, avg, max, deviation in ms)."""
@@ -749,11 +766,11 @@ class Containernet(Mininet):  # type: ignore[misc]
             output("\n")
         return results
 
-    def iperf(  # noqa: PLR0913
+    def iperf(
         self,
         hosts: Sequence[Any] | None = None,
-        l4Type: str = "TCP",  # noqa: N803 - Mininet's name
-        udpBw: str = "10M",  # noqa: N803 - Mininet's name
+        l4Type: str = "TCP",
+        udpBw: str = "10M",
         fmt: str | None = None,  # noqa: ARG002 - one format
         seconds: float = 5,
         port: int = 5201,
@@ -808,11 +825,11 @@ class _ContainerTree(TreeTopo):  # type: ignore[misc]
         self._leaf = leaf
         super().__init__(depth=depth, fanout=fanout)
 
-    def addHost(self, name: str, **options: Any) -> str:  # noqa: N802 - Mininet's name
+    def addHost(self, name: str, **options: Any) -> str:
         return str(super().addHost(f"d{name.removeprefix('h')}", cls=Docker, **self._leaf, **options))
 
 
-def TreeContainerNet(  # noqa: N802 - Containernet's name
+def TreeContainerNet(
     depth: int = 1, fanout: int = 2, dimage: str | None = None, dcmd: str | None = None, **params: Any
 ) -> Containernet:
     """A tree of switches with ``fanout`` ** ``depth`` containers as leaves."""

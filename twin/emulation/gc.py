@@ -31,7 +31,7 @@ from twin.journal import SUFFIX, Entry, JournalError, Record, default_folder, ma
 LABEL = "twinbed.run"
 STOP_TIMEOUT_S = 15.0
 # A request that a run had sent when it was killed (to Docker, to Open vSwitch) may be carried out after its death.
-_SETTLE_S = 5.0
+_SETTLE_S = 3.0
 _SETTLE_STEP_S = 0.3
 _DOCKER_SOCKET = "/var/run/docker.sock"
 
@@ -334,13 +334,15 @@ def _interface_exists(entry: Entry, record: Record) -> bool:
         return False
     with Netlink() as netlink:
         try:
-            alias = netlink.link(entry.ids["name"]).alias
+            found = netlink.link(entry.ids["name"])
         except NetlinkError as error:
             if error.errno == errno.ENODEV:
                 return False
             raise
     # Another run's interface may have the name by now; ours may have died before it got its alias.
-    return alias in ("", f"twinbed:{record.run_id}", entry.ids.get("alias", ""))
+    if entry.ids.get("mac", found.mac) != found.mac:
+        return False
+    return found.alias in ("", f"twinbed:{record.run_id}", entry.ids.get("alias", ""))
 
 
 def _interface_remove(entry: Entry, _: Record) -> None:

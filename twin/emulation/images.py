@@ -313,7 +313,7 @@ def _deb822(block: str) -> Iterator[str]:
 
 def _suite() -> str:
     release = dict(re.findall(r'^(\w+)="?([^"\n]*)"?$', Path("/etc/os-release").read_text(), re.MULTILINE))
-    suite = release.get("VERSION_CODENAME")
+    suite: str | None = release.get("VERSION_CODENAME")
     if not suite:
         raise ImageError("base image: /etc/os-release names no VERSION_CODENAME; it is built on Debian or Ubuntu hosts")
     return suite

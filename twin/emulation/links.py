@@ -90,7 +90,7 @@ class Interface(Intf):  # type: ignore[misc]
         # Intf.__init__ would run ifconfig in a shell of the node
         self.name = name
         self.node = node
-        self.link = link
+        self.link: Any = link
         self.mac = mac
         self.ip: str | None = None
         self.prefixLen: str | int | None = None
@@ -111,7 +111,7 @@ class Interface(Intf):  # type: ignore[misc]
         """``ip/prefix``, None without an address."""
         return f"{self.ip}/{self.prefixLen}" if self.ip else None
 
-    def setIP(self, ipstr: str, prefixLen: str | int | None = None) -> str:  # noqa: N802, N803 - Mininet's names
+    def setIP(self, ipstr: str, prefixLen: str | int | None = None) -> str:
         """Replace the IPv4 address."""
         ip, _, prefix = ipstr.partition("/")
         before = self.address
@@ -120,7 +120,7 @@ class Interface(Intf):  # type: ignore[misc]
             self.link.net.in_node(self.node, self._apply_address(before))
         return ""
 
-    def setMAC(self, macstr: str) -> str:  # noqa: N802 - Mininet's name
+    def setMAC(self, macstr: str) -> str:
         """Replace the MAC address."""
         self.mac = macstr.lower()
         if self.made:
@@ -136,7 +136,7 @@ class Interface(Intf):  # type: ignore[misc]
             return ""
         return str(self.cmd("ifconfig", self.name, *args))
 
-    def isUp(self, setUp: bool = False) -> bool:  # noqa: N802, N803 - Mininet's names
+    def isUp(self, setUp: bool = False) -> bool:
         """Whether the interface is up; with ``setUp`` set it up first."""
         if setUp:
             self.ifconfig("up")
@@ -144,7 +144,7 @@ class Interface(Intf):  # type: ignore[misc]
             return self.is_up
         return bool(self.link.net.inside(self.node, lambda: interface_flags(self.name)) & 1)
 
-    def config(  # noqa: PLR0913
+    def config(
         self, mac: str | None = None, ip: str | None = None, ifconfig: str | None = None, up: bool = True, **more: Any
     ) -> dict[str, Any]:
         """Apply Mininet's interface parameters; ``bw``, ``delay``, ``jitter`` and ``loss`` act on the whole link."""

@@ -64,7 +64,7 @@ class LazyShell:
     _shell_poll: Any = None
     _ended = False
 
-    def startShell(self, mnopts: str | None = None) -> None:  # noqa: N802, ARG002 - Mininet's name
+    def startShell(self, mnopts: str | None = None) -> None:  # noqa: ARG002 - Mininet's name
         """Nothing: the shell starts with the first command."""
         self._shell_lock = threading.RLock()
 
@@ -94,12 +94,12 @@ class LazyShell:
     stdin = stdout
 
     @property
-    def pollOut(self) -> Any:  # noqa: N802 - Mininet's name
+    def pollOut(self) -> Any:
         """A poll object on the shell's terminal."""
         return self._shell_poll if self.shell else None
 
     @pollOut.setter
-    def pollOut(self, value: Any) -> None:  # noqa: N802
+    def pollOut(self, value: Any) -> None:
         self._shell_poll = value
 
     def _open_shell(self) -> None:
@@ -211,9 +211,9 @@ class NetworkNode(LazyShell, Host):  # type: ignore[misc]
         self,
         mac: str | None = None,
         ip: str | None = None,
-        defaultRoute: str | None = None,  # noqa: N803 - Mininet's name
+        defaultRoute: str | None = None,
         lo: str = "up",
-        **params: Any,
+        **params: Any,  # noqa: ARG002 - Mininet passes all parameters of the node
     ) -> dict[str, Any]:
         """Mininet's parameters of the first interface; applied together with what else waits."""
         first = self.defaultIntf() if self.intfs else None
@@ -228,7 +228,7 @@ class NetworkNode(LazyShell, Host):  # type: ignore[misc]
             self.cmd("ip link set lo", lo)
         return {}
 
-    def setDefaultRoute(self, intf: Any = None) -> None:  # noqa: N802 - Mininet's name
+    def setDefaultRoute(self, intf: Any = None) -> None:
         """Default route by interface, ``via GATEWAY`` or ``dev IF via GATEWAY``."""
         text = str(intf if intf is not None else self.defaultIntf())
         match = re.fullmatch(r"(?:dev\s+)?(?:(?!via\b)(\S+))?\s*(?:via\s+(\S+))?\s*", text)
@@ -275,7 +275,7 @@ class NetworkNode(LazyShell, Host):  # type: ignore[misc]
             process.kill()
         self.processes = []
 
-    def deleteIntfs(self, checkName: bool = True) -> None:  # noqa: N802, N803, ARG002 - Mininet's names
+    def deleteIntfs(self, checkName: bool = True) -> None:  # noqa: ARG002 - Mininet's names
         """Remove all links of the node from the host."""
         self.net.unmake([end.link for end in self.intfs.values() if end.link is not None])
 
@@ -600,7 +600,7 @@ class Docker(NetworkNode):
 
     # Limits. Docker's API takes 16-20 ms; Cgroup.of_container(node) acts in 0.3 ms and tells Docker after.
 
-    def updateCpuLimit(  # noqa: N802 - Containernet's name
+    def updateCpuLimit(
         self,
         cpu_quota: int | None = None,
         cpu_period: int | None = None,
@@ -610,9 +610,7 @@ class Docker(NetworkNode):
         """Change CPU limits of the running container; what is not given stays."""
         self.update_resources(cpu_quota=cpu_quota, cpu_period=cpu_period, cpu_shares=cpu_shares, cpuset_cpus=cores)
 
-    def updateMemoryLimit(  # noqa: N802 - Containernet's name
-        self, mem_limit: int | str | None = None, memswap_limit: int | str | None = None
-    ) -> None:
+    def updateMemoryLimit(self, mem_limit: int | str | None = None, memswap_limit: int | str | None = None) -> None:
         """Change memory limits of the running container; -1 is no limit, what is not given stays."""
         if mem_limit is not None and memswap_limit is None and self.resources["memswap_limit"] is None:
             self.update_resources(mem_limit=mem_limit, _extra={"memswap_limit": mem_limit})
@@ -695,7 +693,7 @@ class Docker(NetworkNode):
 
     def remove(self) -> None:
         """Remove the container; a no-op when it was never made."""
-        with contextlib.suppress(Exception):  # noqa: S110 - reported when it happened
+        with contextlib.suppress(Exception):
             self._ready.result()
         self._pid = None
         self.reap()
@@ -732,14 +730,14 @@ class Switch(LazyShell, OVSSwitch):  # type: ignore[misc]
         *,
         net: Containernet,
         dpid: str | None = None,
-        failMode: str | None = None,  # noqa: N803 - Mininet's name
+        failMode: str | None = None,
         datapath: str | None = None,
         inband: bool = False,
         protocols: str | None = None,
         reconnectms: int = 1000,
         stp: bool = False,
         opts: str = "",
-        listenPort: int | None = None,  # noqa: N803 - Mininet's name
+        listenPort: int | None = None,
         batch: bool = False,  # noqa: ARG002 - all switches are started in one batch
         **params: Any,
     ) -> None:
@@ -800,7 +798,7 @@ class Switch(LazyShell, OVSSwitch):  # type: ignore[misc]
         """Make the bridge and its ports."""
         self.net.start_switches([self], controllers)
 
-    def stop(self, deleteIntfs: bool = True) -> None:  # noqa: N802, N803 - Mininet's names
+    def stop(self, deleteIntfs: bool = True) -> None:
         """Remove the bridge, and its interfaces."""
         self.net.stop_switches([self])
         if deleteIntfs:
@@ -834,7 +832,7 @@ class Switch(LazyShell, OVSSwitch):  # type: ignore[misc]
             ["--bare", "--columns=is_connected", "list", "Controller", *mine]
         )
 
-    def defaultIntf(self) -> Any:  # noqa: N802 - Mininet's name
+    def defaultIntf(self) -> Any:
         """The first port, None without any."""
         return self.intfs[min(self.intfs)] if self.intfs else None
 
@@ -887,7 +885,7 @@ class Controller(LazyShell, MininetController):  # type: ignore[misc]
 
     pid = 0
 
-    def checkListening(self) -> None:  # noqa: N802 - Mininet's name
+    def checkListening(self) -> None:
         """The port is chosen at the start; a port that was asked for must be free."""
 
     def _spawn_shell(self, argv: list[str], terminal: int) -> subprocess.Popen[bytes]:
@@ -929,7 +927,7 @@ class Controller(LazyShell, MininetController):  # type: ignore[misc]
         self.close_shell()
 
     @classmethod
-    def isAvailable(cls) -> str | None:  # noqa: N802 - Mininet's name
+    def isAvailable(cls) -> str | None:
         """Path of a controller program, None without any."""
         return next((path for path in map(shutil.which, cls.PROGRAMS) if path), None)
 

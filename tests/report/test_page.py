@@ -6,14 +6,17 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 from rich.console import Console
 
+from twin.report.charts import _with_gaps
 from twin.report.page import write_report
 from twin.report.text import summary_table
 from twin.report.view import read_run
 from twin.store import RunStore, StoreError
+from twin.types import Kpi
 
 CHROMIUM = Path("/usr/bin/chromium")
 
@@ -68,13 +71,20 @@ PANELS = [
 ]
 
 
+def test_missing_samples_are_a_gap_and_not_a_line() -> None:
+    times = np.array([1.0, 2.0, 5.0, 6.0])
+    assert _with_gaps(times, times * 10) == ([1.0, 2.0, 2.0, 5.0, 6.0], [10.0, 20.0, None, 50.0, 60.0])
+
+
 def test_a_report_opens_offline_and_shows_everything(make_run: Callable[..., Path], show: Callable[..., Page]) -> None:
     path = write_report(make_run())
     assert path.name == "report.html"
     page = show(path)
     assert page.locator("h1").inner_text() == "small"
     assert page.locator(".badge").inner_text() == "VALID"
-    assert [text.strip() for text in page.locator(".plot .annotation-text").all_text_contents()] == PANELS
+    assert [
+        text.partition("   ")[0].strip() for text in page.locator(".plot .annotation-text").all_text_contents()
+    ] == PANELS
     assert page.locator("svg.topology .node").count() == 13
     assert page.locator("svg.topology .link").count() == 13
     assert "12 Mbit/s" in page.locator("svg.topology").text_content()
@@ -111,7 +121,8 @@ def test_an_emulation_run_shows_probes_host_load_and_its_verdict(
     assert page.locator(".badge").inner_text() == "INVALID"
     assert "link s1-s3 loss_ratio" in page.locator(".banner").first.inner_text()
     assert "2 of 3 declared constraints" in page.locator("#probes").inner_text()
-    assert "Host load, %" in page.locator(".plot").inner_html()
+    titles = page.locator(".plot .annotation-text").all_text_contents()
+    assert any(title.startswith("Host load, %") and title.endswith("CPU   memory") for title in titles)
     assert "lateness of an interval" in page.locator("#host").inner_text()
 
 
@@ -165,3 +176,16 @@ def test_promises_follow_the_sla_in_force(make_run: Callable[..., Path]) -> None
     embb = next(promise for promise in view.promises if promise.slice == "embb")
     assert embb.kept is (view.last("slice:embb", "qos_degradation_ratio") <= 0.2)
     assert view.provenance("throughput_dl_bps") == "modelled" and view.provenance("qos_bps") == "derived"
+
+
+def test_an_interval_in_which_nothing_arrived_breaks_a_latency_promise(tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path, "x")
+    slice_ = {"name": "a", "sst": 1, "sd": "000001", "sla": {"latency_bound_s": 0.03}}
+    store.update_manifest(status="RUNNING", scenario={"topology": {"nodes": [], "links": [], "slices": [slice_]}})
+    for time_s, delay_s in ((1.0, 0.01), (2.0, None), (3.0, 0.03)):
+        store.add_kpis([Kpi(time_s, "slice:a", "offered_dl_bps", 1e6)])
+        store.add_kpis([Kpi(time_s, "slice:a", "delay_dl_p95_s", delay_s)] if delay_s else [])
+    store.finish("VALID")
+    (promise,) = read_run(store.path).promises
+    assert promise.kept is False
+    assert promise.found == "so in 2 of 3 intervals; nothing arrived in 1; worst 30.0 ms"

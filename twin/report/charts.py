@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ PANELS = (
     ),
     Panel("Response time, 95th percentile", "ms", 1e3, (Curve("response_p95_s"),), ("slice", "node"), spread=True),
     Panel(
-        "CPU of the nodes",
+        "CPU of the nodes that have a limit",
         "millicores",
         1,
         (Curve("cpu_used_millicores"), Curve("cpu_limit_millicores", "limit", "limit")),
@@ -138,10 +139,10 @@ def _figure(
         layout[f"yaxis{suffix}"] = {"anchor": f"x{suffix}", "domain": domain, "gridcolor": "#eef1f4", "zeroline": False}
         is_actions = bool(sources) and number == 1
         panel = None if is_actions else panels[number - 1 - bool(sources)]
-        title = "Actions and events" if panel is None else f"{panel.title}{f', {panel.unit}' if panel.unit else ''}"
+        title = "<b>Actions and events</b>" if panel is None else _title(run, panel, colours)
         layout["annotations"].append(
             {
-                "text": f"<b>{title}</b>",
+                "text": title,
                 "xref": "paper",
                 "yref": "paper",
                 "x": 0,
@@ -161,6 +162,7 @@ def _figure(
                     "categoryarray": names[::-1],
                     "range": [-0.6, len(names) - 0.4],
                     "fixedrange": True,
+                    "automargin": True,
                 }
             )
             data.extend(_marks(run, sources, suffix))
@@ -179,28 +181,24 @@ def _found(run: RunView, panel: Panel) -> list[tuple[str, Curve]]:
         for entity, name in run.series
         if name == curve.kpi
         and entity.partition(":")[0] in panel.scopes
-        and (curve.style != "ul" or entity.startswith("run") or _matters(run, entity, name))
+        and (panel.scopes != ("node",) or (entity, "cpu_limit_millicores") in run.series)
+        and ((curve.style != "ul" and panel.scopes != ("run",)) or _matters(run, entity, name))
     ]
 
 
 def _matters(run: RunView, entity: str, name: str) -> bool:
-    """An uplink curve that is always 0 only hides the others."""
+    """An uplink that is never used only hides the others, and a model is never late."""
     return bool(np.any(run.series[entity, name][1] != 0))
 
 
 def _curves(run: RunView, panel: Panel, suffix: str, colours: dict[str, str]) -> list[dict[str, Any]]:
     traces = []
-    found = _found(run, panel)
-    others = [entity for entity in dict.fromkeys(entity for entity, _ in found) if not entity.startswith("slice:")]
-    for entity, curve in found:
+    others = _others(run, panel)
+    for entity, curve in _found(run, panel):
         times, values = _thinned(*run.series[entity, curve.kpi])
-        scope, _, name = entity.partition(":")
-        if scope == "slice":
-            colour = colours.get(name, "#4D4D4D")
-        else:
-            colour = PALETTE[(len(colours) + others.index(entity)) % len(PALETTE)]
-        if scope == "run":
-            colour = PALETTE[0] if curve.style == "dl" else PALETTE[1]
+        xs, ys = _with_gaps(times, values * panel.factor)
+        name = entity.partition(":")[2]
+        colour = _colour(entity, curve, colours, others)
         line = {"color": colour, "width": 1.4 if curve.style != "dl" else 2, "dash": _STYLES[curve.style]}
         if curve.style == "limit":
             line["shape"] = "hv"
@@ -211,8 +209,8 @@ def _curves(run: RunView, panel: Panel, suffix: str, colours: dict[str, str]) ->
                 "type": "scatter",
                 "mode": "lines" if times.size > 1 else "markers",
                 "name": label,
-                "x": np.round(times, 4).tolist(),
-                "y": [float(f"{value:.6g}") for value in (values * panel.factor).tolist()],
+                "x": xs,
+                "y": ys,
                 "xaxis": f"x{suffix}",
                 "yaxis": f"y{suffix}",
                 "line": line,
@@ -223,6 +221,33 @@ def _curves(run: RunView, panel: Panel, suffix: str, colours: dict[str, str]) ->
         )
     traces.extend(_promises(run, panel, suffix, colours))
     return traces
+
+
+def _others(run: RunView, panel: Panel) -> list[str]:
+    """Entities of a panel that are no slices and so have no colour of their own."""
+    return [entity for entity in dict.fromkeys(e for e, _ in _found(run, panel)) if not entity.startswith("slice:")]
+
+
+def _colour(entity: str, curve: Curve, colours: dict[str, str], others: Sequence[str]) -> str:
+    scope, _, name = entity.partition(":")
+    if scope == "run":
+        return PALETTE[0] if curve.style == "dl" else PALETTE[1]
+    if scope == "slice":
+        return colours.get(name, "#4D4D4D")
+    return PALETTE[(len(colours) + others.index(entity)) % len(PALETTE)]
+
+
+def _title(run: RunView, panel: Panel, colours: dict[str, str]) -> str:
+    """Title and unit, and the names of the curves that the legend above the charts does not explain."""
+    text = f"<b>{panel.title}{f', {panel.unit}' if panel.unit else ''}</b>"
+    others = _others(run, panel)
+    if panel.scopes == ("run",):
+        named = [(curve.word, _colour("run", curve, colours, ())) for curve in panel.curves]
+    else:
+        named = [(entity.partition(":")[2], _colour(entity, panel.curves[0], colours, others)) for entity in others]
+    words = [f"<span style='color:{colour}'>{html.escape(word)}</span>" for word, colour in named[:6]]
+    more = [f"and {len(named) - 6} more"] if len(named) > 6 else []
+    return "   ".join([text, *words, *more])
 
 
 def _promises(run: RunView, panel: Panel, suffix: str, colours: dict[str, str]) -> list[dict[str, Any]]:
@@ -368,10 +393,24 @@ def _thinned(
     return times[np.minimum(edges + step, times.size) - 1], np.add.reduceat(values, edges) / counts
 
 
+def _with_gaps(times: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[list[float], list[float | None]]:
+    """The same points with a None where samples are missing, so that no line is drawn across."""
+    usual_s = float(np.median(np.diff(times))) if times.size > 1 else 0.0
+    xs: list[float] = []
+    ys: list[float | None] = []
+    for time_s, value in zip(np.round(times, 4).tolist(), values.tolist(), strict=True):
+        if xs and time_s - xs[-1] > 1.6 * usual_s:
+            xs.append(xs[-1])
+            ys.append(None)
+        xs.append(time_s)
+        ys.append(float(f"{value:.6g}"))
+    return xs, ys
+
+
 def _source(source: str) -> str:
     return "events" if source == "event" else source
 
 
 def _short(source: str) -> str:
     name = source.partition(":")[2] or source
-    return name if len(name) <= 9 else name[:8] + "…"
+    return name if len(name) <= 12 else name[:11] + "…"

@@ -122,6 +122,7 @@ def _context(view: RunView) -> dict[str, Any]:
         "ues": sum(entity.startswith("ue:") for entity in view.summary),
         "provenance": sorted({view.provenance(name) for names in view.summary.values() for name in names}),
         "facts": _facts(view),
+        "assertions": view.manifest.get("assertions") or [],
     }
 
 
@@ -143,22 +144,22 @@ def _tile(view: RunView, slice_: dict[str, Any], colour: str) -> dict[str, Any]:
 
 
 def _contrast(views: Sequence[RunView]) -> list[dict[str, Any]]:
-    """Delay of every slice in both runs as bars on one logarithmic scale, the first thing to see.
+    """Delay of the slices in both runs as bars on one logarithmic scale, the first thing to see.
 
-    The 95th percentile over the intervals shows the time of congestion, which a mean would hide.
+    Downlink where at least two slices have it, since only one direction shares queues. The 95th
+    percentile over the intervals shows the time of congestion, which a mean would hide.
     """
+    way = next((way for way in ("dl", "ul") if min(len(_delays(view, way)) for view in views) > 1), "dl")
     found: list[dict[str, Any]] = []
     for view in views:
+        delays = _delays(view, way)
         colours = slice_colours(view.topology)
-        rows: list[dict[str, Any]] = []
-        for name in view.slices:
-            summary = view.summary.get(f"slice:{name}", {})
-            delays = [summary[key].p95 for key in ("delay_dl_p95_s", "delay_ul_p95_s") if key in summary]
-            if delays and max(delays) > 0:
-                rows.append({"slice": name, "colour": colours[name], "delay_ms": 1e3 * max(delays)})
-        values = [row["delay_ms"] for row in rows]
-        ratio = max(values) / min(values) if len(values) > 1 else math.nan
-        found.append({"label": view.label, "rows": rows, "ratio": ratio})
+        rows: list[dict[str, Any]] = [
+            {"slice": name, "colour": colours[name], "delay_ms": delay_ms} for name, delay_ms in delays.items()
+        ]
+        ratio = max(delays.values()) / min(delays.values()) if len(delays) > 1 else math.nan
+        way_word = "downlink" if way == "dl" else "uplink"
+        found.append({"label": view.label, "rows": rows, "ratio": ratio, "way": way_word})
     logs = [math.log10(row["delay_ms"]) for group in found for row in group["rows"]]
     if not logs:
         return []
@@ -167,6 +168,16 @@ def _contrast(views: Sequence[RunView]) -> list[dict[str, Any]]:
         for row in group["rows"]:
             row["width_percent"] = 100 * (math.log10(row["delay_ms"]) - low) / (high - low)
     return found
+
+
+def _delays(view: RunView, way: str) -> dict[str, float]:
+    """Slice to delay in ms, of the slices that sent anything this way."""
+    return {
+        name: summary[f"delay_{way}_p95_s"].p95 * 1e3
+        for name in view.slices
+        if f"delay_{way}_p95_s" in (summary := view.summary.get(f"slice:{name}", {}))
+        and summary[f"delay_{way}_p95_s"].p95 > 0
+    }
 
 
 def _host_load(view: RunView) -> list[tuple[str, str]]:

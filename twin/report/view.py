@@ -147,16 +147,16 @@ def _judge(slice_: dict[str, Any], series: dict[Any, Any], actions: tuple[Action
         times, delay = series.get((entity, f"delay_{way}_p95_s"), (np.empty(0), np.empty(0)))
         bound = in_force(slice_, "latency_bound_s", times, actions)
         text = _changing(bound, slice_["sla"].get("latency_bound_s"), 1e3)
-        if text and delay.size:
-            good = delay <= bound
-            promises.append(
-                Promise(
-                    name,
-                    f"95 % of the {word} packets within {text} ms",
-                    f"so in {int(good.sum())} of {good.size} intervals; worst {delay.max() * 1e3:.1f} ms",
-                    bool(good.all()),
-                )
-            )
+        sent_times, sent = series.get((entity, f"offered_{way}_bps"), (np.empty(0), np.empty(0)))
+        # An interval in which packets were sent and none arrived has no delay, and breaks the promise.
+        lost = int(np.setdiff1d(sent_times[sent > 0], times).size)
+        if text and delay.size + lost:
+            good = int((delay <= bound).sum())
+            found = f"so in {good} of {delay.size + lost} intervals"
+            found += f"; nothing arrived in {lost}" if lost else ""
+            found += f"; worst {delay.max() * 1e3:.1f} ms" if delay.size else ""
+            promise = f"95 % of the {word} packets within {text} ms"
+            promises.append(Promise(name, promise, found, good == delay.size + lost))
     return promises
 
 

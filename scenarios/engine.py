@@ -13,13 +13,12 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, Self
 
 from controllers.base import ControllerContext
 from controllers.isolation import ControllerError, ControllerPool, Decision, Worker
@@ -331,15 +330,19 @@ def run(
     signal_number: int | None = None
     overloaded = ""
     try:
-        with _signals(), ControllerPool(patient=backend.deterministic) as pool:
+        with _Signals() as signals, ControllerPool(patient=backend.deterministic) as pool:
             log = store.path / "controllers"
             log.mkdir(exist_ok=True)
             for spec in controllers:
                 pool.add(_worker(spec, scenario, log))
             with Episode(scenario, backend, store, extra=extra) as episode:
-                pool.wait_ready()
-                _loop(episode, pool, controllers, backend.deterministic)
-                overloaded = episode.host_overloaded
+                try:
+                    pool.wait_ready()
+                    _loop(episode, pool, controllers, backend.deterministic)
+                    overloaded = episode.host_overloaded
+                finally:
+                    # A network that is half taken down would stay behind.
+                    signals.ignore()
     except Interrupted as error:
         signal_number = error.signal_number
         _fail(store, str(error))
@@ -448,30 +451,36 @@ def _worker(spec: ControllerSpec, scenario: Scenario, log: Path) -> Worker:
     return Worker(spec.name, spec.controller, context, spec.params, limit_s=spec.limit_s, log=log / f"{spec.name}.log")
 
 
-@contextmanager
-def _signals() -> Iterator[None]:
-    """Turn the first SIGINT, SIGTERM or SIGHUP into :class:`Interrupted`; later ones do not disturb the clean-up."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    raised = False
+class _Signals:
+    """Turns the first SIGINT, SIGTERM or SIGHUP into :class:`Interrupted`; later ones are ignored."""
 
-    def interrupt(number: int, _frame: FrameType | None) -> None:
-        nonlocal raised
-        if not raised:
-            raised = True
-            raise Interrupted(number)
+    def __init__(self) -> None:
+        self._armed = True
+        self._before: dict[signal.Signals, Any] = {}
 
-    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in wanted}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:  # nohup
-            signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                handler = signal.getsignal(number)
+                if handler is not signal.SIG_IGN:  # nohup
+                    self._before[number] = handler
+                    signal.signal(number, self._interrupt)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def ignore(self) -> None:
+        """From now on nothing interrupts."""
+        self._armed = False
+
+    def _interrupt(self, number: int, _frame: FrameType | None) -> None:
+        if self._armed:
+            self._armed = False
+            raise Interrupted(number)
 
 
 def _amount(value: float, unit: str) -> str:

@@ -17,9 +17,12 @@ from typing import Any, Self
 import pytest
 
 from scenarios.engine import Episode, RunResult, run
+from scenarios.loader import load_scenario
 from scenarios.model import ControllerSpec, Scenario, TimedAction
+from scenarios.registry import LIBRARY
 from topologies.model import App, Gnb, Link, Sla, Slice, Topology, Ue, Upf
 from twin.backend import BackendError
+from twin.flow.session import FlowBackend
 from twin.knobs import refusal
 from twin.load import Activity, Flow, Load
 from twin.store import KpiReader, RunStore, StoreFull
@@ -413,6 +416,23 @@ def test_two_runs_write_the_same_rows(execute: Any) -> None:
     assert len(list(first.rows("timings"))) > 0
 
 
+def test_flow_runs_are_identical_and_seeds_differ(tmp_path: Path) -> None:
+    loaded = load_scenario(LIBRARY / "quickstart.twin.yml", fidelity="flow", duration_s=30.0)
+
+    def rows(scenario: Scenario, number: int) -> list[tuple[object, ...]]:
+        store = RunStore(tmp_path / f"run{number}")
+        result = run(scenario, FlowBackend(), scenario.controllers, store)
+        assert result.status == "VALID", result.reason
+        with KpiReader(result.path) as reader:
+            assert any(row.source.startswith("controller:") and row.applied for row in reader.actions())
+            return [*reader.rows("kpi"), *reader.rows("actions"), *reader.rows("events")]
+
+    first, second = rows(loaded, 1), rows(loaded, 2)
+    assert repr(first) == repr(second) and len(first) > 3000
+    other = load_scenario(LIBRARY / "quickstart.twin.yml", fidelity="flow", duration_s=30.0, seed=loaded.seed + 1)
+    assert repr(rows(other, 3)) != repr(first)
+
+
 def test_an_episode_is_stepped_from_outside(tmp_path: Path) -> None:
     store = RunStore.create(tmp_path, "small")
     with Episode(scenario(duration_s=3.0), FakeBackend(), store) as episode:
@@ -448,6 +468,18 @@ def test_a_signal_stops_a_run_cleanly(execute: Any, number: signal.Signals) -> N
     assert result.signal_number == number and signal.getsignal(number) is before
     assert backend.network is not None and backend.network.closed
     assert reader.series("slice:embb", "active_ues")[0].tolist() == [1.0, 2.0, 3.0]
+
+
+def test_a_signal_during_the_clean_up_does_not_disturb_it(execute: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = []
+
+    def close(network: FakeNetwork) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        closed.append(network)
+
+    monkeypatch.setattr(FakeNetwork, "close", close)
+    result, _ = execute()
+    assert (result.status, result.signal_number, len(closed)) == ("VALID", None, 1)
 
 
 def test_workers_die_with_a_killed_engine(tmp_path: Path) -> None:

@@ -149,7 +149,9 @@ def _judge(slice_: dict[str, Any], series: dict[Any, Any], actions: tuple[Action
         text = _changing(bound, slice_["sla"].get("latency_bound_s"), 1e3)
         sent_times, sent = series.get((entity, f"offered_{way}_bps"), (np.empty(0), np.empty(0)))
         # An interval in which packets were sent and none arrived has no delay, and breaks the promise.
-        lost = int(np.setdiff1d(sent_times[sent > 0], times).size)
+        due = sent_times[(sent > 0) & ~np.isnan(in_force(slice_, "latency_bound_s", sent_times, actions))]
+        lost = int(np.setdiff1d(due, times).size)
+        delay, bound = delay[~np.isnan(bound)], bound[~np.isnan(bound)]
         if text and delay.size + lost:
             good = int((delay <= bound).sum())
             found = f"so in {good} of {delay.size + lost} intervals"

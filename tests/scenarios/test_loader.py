@@ -291,7 +291,7 @@ MISTAKES = {
         "ran: {cpu: 200m}",
         "ran: {prb_share: 1.2}",
         "prb_share",
-        "slices.embb.resources.ran.prb_share: got 1.2, allowed at least 0% and at most 100%",
+        "slices.embb.resources.ran.prb_share: got 1.2, allowed at least 0 and at most 100%",
     ),
     "cpu without unit": (
         "ran: {cpu: 200m}",

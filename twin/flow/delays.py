@@ -23,6 +23,7 @@ from twin.flow.queueing import draw_waits, md1_wait_s
 
 _NEGLIGIBLE_LOAD = 0.005
 _MOST_MISSED = 0.99
+_MOST_SLOTS = 100
 
 
 def draw_delays(network: Network, step: Step, lanes: Mask, count: int, rng: np.random.Generator) -> tuple[Array, Array]:
@@ -55,20 +56,22 @@ def _wired_waits(
     wired = network.wired
     waits = np.zeros((chosen.size, count))
     packets = step.wired_rate / network.lane_bits
+    fluid_s = step.wired_delay_s.mean(axis=0)[chosen][:, None]
     for row, load in enumerate(step.row_load):
         usage = wired.usage[row]
         crossing = usage[chosen] > 0
         if not crossing.any() or wired.capacity[row] <= 0:
             continue
         service = usage * network.lane_bits / wired.capacity[row]
-        waits[crossing] += service[chosen][crossing][:, None]
+        if wired.names[row][0] != "transport":  # a token bucket lets a packet pass at once, a transmitter does not
+            waits[crossing] += service[chosen][crossing][:, None]
         carried = float(packets[usage > 0].sum())
         if load > _NEGLIGIBLE_LOAD and carried > 0:
-            mean_service = float((packets * service).sum()) / carried
-            waits[crossing] += draw_waits(
-                rng, (int(crossing.sum()), count), float(load), md1_wait_s(float(load), mean_service),
-                c.QUEUE_PACKETS * mean_service,
-            )  # fmt: skip
+            mean_s = float((packets * service).sum()) / carried
+            # what the fluid backlog already fills of the queue cannot be waited for once more
+            room_s = np.maximum(0.0, c.QUEUE_PACKETS * mean_s - fluid_s[crossing])
+            shape = (int(crossing.sum()), count)
+            waits[crossing] += draw_waits(rng, shape, float(load), md1_wait_s(float(load), mean_s), room_s)
     return waits
 
 
@@ -77,18 +80,20 @@ def _gnb_waits(network: Network, step: Step, chosen: NDArray[np.int64], count: i
     ways = np.where(network.lane_down[chosen], 0, 1)
     missed = np.minimum(step.missed[pools], _MOST_MISSED)
     waits: Array = c.SLOT_S * (1 + rng.random((chosen.size, count)) / (1 - missed)[:, None])
+    # a UE with a backlog waits for that, not for the chance that its pool is busy
+    room_s = np.where(step.radio_delay_s.max(axis=0)[chosen] > 0, 0.0, _MOST_SLOTS * c.SLOT_S)[:, None]
     for pool in np.unique(pools):
         for way in range(2):
             inside = (pools == pool) & (ways == way)
             load = float(step.prb_load[way, pool])
             if inside.any() and load > _NEGLIGIBLE_LOAD:
-                mean = md1_wait_s(load, c.SLOT_S)
-                waits[inside] += draw_waits(rng, (int(inside.sum()), count), load, mean, 100 * c.SLOT_S)
+                shape = (int(inside.sum()), count)
+                waits[inside] += draw_waits(rng, shape, load, md1_wait_s(load, c.SLOT_S), room_s[inside])
         inside = pools == pool
         load = float(step.cpu_load[pool])
         if load > _NEGLIGIBLE_LOAD:
             # the work of a whole slot is done in one go
-            service = min(load, 1.0) * c.SLOT_S
-            mean = md1_wait_s(load, service)
-            waits[inside] += service + draw_waits(rng, (int(inside.sum()), count), load, mean, 100 * c.SLOT_S)
+            service_s = min(load, 1.0) * c.SLOT_S
+            shape = (int(inside.sum()), count)
+            waits[inside] += service_s + draw_waits(rng, shape, load, md1_wait_s(load, service_s), room_s[inside])
     return waits

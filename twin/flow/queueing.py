@@ -30,15 +30,18 @@ def multi_server_wait_s(load: float, service_s: float, servers: int) -> float:
     return md1_wait_s(load, service_s) / servers
 
 
-def draw_waits(rng: np.random.Generator, shape: tuple[int, ...], load: float, mean_s: float, most_s: float) -> Array:
+def draw_waits(
+    rng: np.random.Generator, shape: tuple[int, ...], load: float, mean_s: float, most_s: float | Array
+) -> Array:
     """Waits of arriving customers: 0 with probability 1 - load, else exponential, so that the mean is ``mean_s``.
 
     The tail of an M/G/1 wait is close to exponential (Kleinrock vol. 2, section 2.1). Draws above
-    ``most_s``, which the buffer does not allow, are the buffer's time.
+    ``most_s`` (a number, or an array of shape ``shape``), which the buffer does not allow, are the
+    buffer's time.
     """
     load = min(max(load, 0.0), MAX_LOAD)
     uniform = rng.random(shape)
-    if load <= 0 or mean_s <= 0 or most_s <= 0:
+    if load <= 0 or mean_s <= 0:
         return np.zeros(shape)
     with np.errstate(divide="ignore"):
         waits: Array = np.where(uniform < load, -np.log(uniform / load) * (mean_s / load), 0.0)

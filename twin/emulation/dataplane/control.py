@@ -66,10 +66,8 @@ class ControlServer:
                     os.unlink(path)  # noqa: PTH108
             except FileNotFoundError:
                 pass
-            # Clients must not see the path before listen(), or their first connect is refused.
-            self._sock.bind(path + ".new")
+            self._sock.bind(path)
             self._sock.listen(MAX_CLIENTS)
-            os.rename(path + ".new", path)  # noqa: PTH104
         except OSError as error:
             self._sock.close()
             raise ConfigError(f"control socket {path}: {error.strerror or error}") from None

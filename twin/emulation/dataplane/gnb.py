@@ -28,7 +28,7 @@ from twin.ran.channel import Channel, carrier_bandwidth_hz
 
 N4_PORT = 8805
 BATCH = 64
-READ_BYTES = 65535
+READ_BYTES = 9300  # the largest MTU and all headers
 PATH_CHECK_NS = 500_000_000
 PATH_LOST_NS = 1_600_000_000
 N4_FIRST_RETRY_NS = 30_000_000

@@ -304,7 +304,7 @@ class Traffic:
     def __init__(self, loop: Loop, config: dict[str, Any], control: str) -> None:
         self.loop = loop
         self.node = value(config, "node", str)
-        self._mtu_bytes = int(number(config, "mtu", 576, 65000, 1400))
+        self._mtu_bytes = int(number(config, "mtu", 576, 9000, 1400))
         self.started_ns = time.monotonic_ns()
         self.pacer = probe.Pacer(loop)
         self.flows: dict[str, Flow] = {}

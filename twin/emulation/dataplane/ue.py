@@ -73,7 +73,7 @@ class UeProgram:
         self._loop = loop
         self.node = value(config, "node", str)
         self._tun_name = value(config, "tun", str, "tun0")
-        mtu_bytes = int(number(config, "mtu", 576, 65000, 1400))
+        mtu_bytes = int(number(config, "mtu", 576, 9000, 1400))
         self._read_bytes = mtu_bytes + 200
         self._timeout_s = number(config, "attach_timeout_s", 0.01, 600, 1.5)
         self._started_ns = time.monotonic_ns()

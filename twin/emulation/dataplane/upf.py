@@ -47,7 +47,7 @@ class Upf:
         n3_port = int(number(config["n3"], "port", 1, 65535, gtpu.PORT))
         n4_port = int(number(config, "n4_port", 1, 65535, N4_PORT))
         self._pool, self._pool_bits = net.prefix(config["ue_pool"], "ue_pool")
-        mtu_bytes = int(number(config, "mtu", 576, 65000, 1400))
+        mtu_bytes = int(number(config, "mtu", 576, 9000, 1400))
         tun_name = value(config, "tun", str, "upf0")
         self._read_bytes = mtu_bytes + 200
         self._started_ns = time.monotonic_ns()

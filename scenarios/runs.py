@@ -45,7 +45,7 @@ def find_run(runs: Path, name: str) -> Path:
 
 def list_runs(runs: Path) -> list[dict[str, Any]]:
     """One row per run, oldest first."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for path in run_folders(runs):
         try:
             manifest = read_manifest(path)

@@ -364,7 +364,7 @@ RateText = Annotated[
 class TrafficEntry(Strict):
     """What the UEs of one group do with one application."""
 
-    name: Name
+    name: Name = Field(description="name of the flows in the KPIs")
     ues: str = Field(description="the UE group (a node of kind ue)")
     app: str = Field(description="the application (a node of kind app); its service gives direction and unit of rate")
     rate: RateText | None = Field(
@@ -416,30 +416,30 @@ class LinkEvent(TimedEntry):
     """Cut or mend a link."""
 
     link: str = Field(description="a-b, the two ends")
-    do: Literal["down", "up"]
+    do: Literal["down", "up"] = Field(description="cut or mend the link")
     for_: PositiveDuration | None = Field(default=None, alias="for", description="undo it after this time")
 
 
 class NodeEvent(TimedEntry):
     """Kill or restart a node."""
 
-    node: str
-    do: Literal["kill", "restart"]
+    node: str = Field(description="name of the node")
+    do: Literal["kill", "restart"] = Field(description="kill its container or start it again")
     for_: PositiveDuration | None = Field(default=None, alias="for", description="undo it after this time")
 
 
 class UeEvent(TimedEntry):
     """Attach or detach one UE (group.1) or all of a group (group)."""
 
-    ue: str
-    do: Literal["attach", "detach"]
+    ue: str = Field(description="one UE (phones.1) or all of a group (phones)")
+    do: Literal["attach", "detach"] = Field(description="attach or detach")
     for_: PositiveDuration | None = Field(default=None, alias="for", description="undo it after this time")
 
 
 class DemandEvent(TimedEntry):
     """Multiply the demand of a slice: a spike when ``for`` is given."""
 
-    slice: str
+    slice: str = Field(description="name of the slice")
     demand_factor: float = Field(description="1 is the demand of the traffic entries")
     for_: PositiveDuration | None = Field(default=None, alias="for", description="back to 1 after this time")
 
@@ -447,16 +447,16 @@ class DemandEvent(TimedEntry):
 class SlaEvent(TimedEntry):
     """Change promises of a slice."""
 
-    slice: str
-    sla: SlaEntry
+    slice: str = Field(description="name of the slice")
+    sla: SlaEntry = Field(description="the promises that change")
 
 
 class KnobEvent(TimedEntry):
     """Set any knob (``twin list knobs``)."""
 
     entity: str = Field(description="e.g. slice:embb, node:control, link:s1-s2, ue:phones.1")
-    knob: str
-    value: float | int | str
+    knob: str = Field(description="name of the knob")
+    value: float | int | str = Field(description="its new value, in the unit of the knob")
 
 
 def _event_form(given: object) -> str | None:
@@ -491,14 +491,18 @@ class ScenarioFile(Strict):
 
     name: Name = Field(description="short name, also of the topology")
     description: str = Field(default="", description="one or two sentences")
-    topology: TopologyEntry
+    topology: TopologyEntry = Field(description="nodes and links")
     slicing: bool = Field(
         default=True, description="false: the slices are only labels and share one pool of everything"
     )
     slices: dict[Name, SliceEntry] = Field(default_factory=dict, description="name -> slice")
-    traffic: Annotated[tuple[TrafficEntry, ...], BeforeValidator(_read_list)] = ()
-    controllers: Annotated[tuple[ControllerEntry, ...], BeforeValidator(_read_list)] = ()
-    events: Annotated[tuple[AnyEvent, ...], BeforeValidator(_read_list)] = ()
+    traffic: Annotated[tuple[TrafficEntry, ...], BeforeValidator(_read_list)] = Field(
+        default=(), description="who sends what to whom"
+    )
+    controllers: Annotated[tuple[ControllerEntry, ...], BeforeValidator(_read_list)] = Field(
+        default=(), description="what scales and steers while the network runs; several may run at once"
+    )
+    events: Annotated[tuple[AnyEvent, ...], BeforeValidator(_read_list)] = Field(default=(), description="the timeline")
     assert_: Annotated[tuple[str, ...], BeforeValidator(_read_list)] = Field(
         default=(), alias="assert", description="what must hold, e.g. slice:urllc delay_dl_p95_s <= 20ms over last 20s"
     )

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytest.register_assert_rewrite("tests.conformance")
 
@@ -17,6 +23,7 @@ from topologies.model import App, Gnb, Link, Slice, Switch, Topology, Ue, Upf  #
 from twin.backend import Backend, BackendError  # noqa: E402
 from twin.flow import FlowBackend, FlowSession  # noqa: E402
 from twin.flow import constants as c  # noqa: E402
+from twin.knobs import KNOBS  # noqa: E402
 from twin.load import Activity, Flow, Load  # noqa: E402
 from twin.ran import nr  # noqa: E402
 from twin.types import Action, Observation  # noqa: E402
@@ -68,9 +75,17 @@ def test_time_stands_still_without_advance() -> None:
 
 
 def line(
-    *, ues: int = 1, gnb: dict[str, Any] | None = None, link: dict[str, Any] | None = None,
-    slice_: dict[str, Any] | None = None, service: str = "stream", app: dict[str, Any] | None = None, cqi: int = 15, stays: bool = False,
-) -> Topology:  # fmt: skip
+    *,
+    ues: int = 1,
+    gnb: dict[str, Any] | None = None,
+    link: dict[str, Any] | None = None,
+    slice_: dict[str, Any] | None = None,
+    service: str = "stream",
+    app: dict[str, Any] | None = None,
+    cqi: int = 15,
+    stays: bool = False,
+) -> Topology:
+    """One slice, one gNB, one switch, nothing limited unless said so."""
     return Topology(
         name="line",
         nodes=(
@@ -304,6 +319,55 @@ def test_one_pool_has_the_sum_of_the_limits() -> None:
     assert together.value("slice:embb", "cpu_limit_millicores") == pytest.approx(400)
     carried = sum(together.value(f"slice:{name}", "throughput_dl_bps") for name in ("embb", "urllc"))
     assert 8.5e6 < carried < 10e6
+
+
+# ---- whatever happens
+
+
+def actions() -> st.SearchStrategy[Action]:
+    """Any knob on any entity of the conformance network, with values in and out of range."""
+    topology = network()
+    entities = [f"slice:{item.name}" for item in topology.slices] + [f"node:{node.name}" for node in topology.nodes]
+    entities += [f"link:{item.name}" for item in topology.links] + ["ue:phones.1", "ue:robots.2", "run", "ue:ghost"]
+    values = st.one_of(
+        st.sampled_from([0, 1, 2, 3, 10, 50, 0.01, 0.5, 1.0, -1, float("nan"), float("inf"), True]),
+        st.sampled_from(["up", "down", "attached", "detached", "s1>s2", "s1>s3>s2", "s9", ""]),
+    )
+    return st.builds(Action, st.sampled_from(entities), st.sampled_from([*KNOBS, "colour"]), values)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(actions(), max_size=6), min_size=1, max_size=5), st.booleans())
+def test_no_action_breaks_a_run(script: list[list[Action]], slicing: bool) -> None:
+    with FlowBackend().open(network(slicing=slicing), load(), seed=3) as session:
+        for count, chosen in enumerate(script, start=1):
+            assert len(session.apply(chosen)) == len(chosen)
+            seen = session.advance(count * 0.5)
+            for kpi in seen.kpis:
+                assert math.isfinite(kpi.value), kpi
+                assert kpi.value >= 0, kpi
+                assert kpi.value <= 1 + 1e-6 or not kpi.name.endswith("_ratio"), kpi
+            for name in ("embb", "urllc"):
+                limit = seen.get(f"slice:{name}", "cpu_limit_millicores", math.inf)
+                assert seen.value(f"slice:{name}", "cpu_used_millicores") <= limit * (1 + 1e-6)
+
+
+_PLAYED = """
+from tests.flow.test_flow_backend import played
+import hashlib
+print(hashlib.sha256(repr(played(1)).encode()).hexdigest())
+"""
+
+
+def test_hash_seed_does_not_matter() -> None:
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", _PLAYED], check=True, capture_output=True, text=True, timeout=60,
+            cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": "."},
+        ).stdout
+        for hash_seed in ("1", "2")
+    }  # fmt: skip
+    assert len(digests) == 1
 
 
 # ---- what cannot be opened

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import docker
 import docker.errors
@@ -265,9 +265,7 @@ class Containernet(Mininet):  # type: ignore[misc]
             for link, handle in zip(shaped, make_links(specs, journal=self.journal, run_id=self.run_id), strict=True):
                 link.handle, link.made = handle, True
         self._configure(links)
-        text = [part for link in links for end in link.ends for part in self._attach_text(end)]
-        if text:
-            self.vsctl(text)
+        self._attach(links)
 
     def _make_plain(self, links: Sequence[VirtualLink]) -> None:
         """Make veth pairs, journalled first: ends in namespaces go with them, ends on the host do not."""
@@ -339,9 +337,7 @@ class Containernet(Mininet):  # type: ignore[misc]
             links = list(links)
             self._waiting = [one for one in self._waiting if one not in links]
             links = [one for one in links if one.made]
-            text = [part for link in links for end in link.ends for part in self._detach_text(end)]
-            if text:
-                self.vsctl(text)
+            self._vsctl_if([part for link in links for end in link.ends for part in self._detach_text(end)])
             for link in links:
                 link.made = False
                 if link.handle is not None:
@@ -359,16 +355,15 @@ class Containernet(Mininet):  # type: ignore[misc]
         self.in_node(end.node, lambda: [veth.delete(end.name)])
 
     def unplugged(self, node: Docker) -> None:
-        """A container died: remove what is left of its links' other ends."""
+        """A container died and its interfaces with it: take the other ends away from their switches."""
         with self._lock:
-            for link in self.links:
-                if link.touches(node) and link.made and link.handle is None:
+            mine = [link for link in self.links if link.touches(node)]
+            for link in mine:
+                if link.handle is None and link.made:
                     link.made = False
-                    for end in link.ends:
-                        if end.node is not node and not (isinstance(end.node, Docker) and not end.node.running):
-                            self._delete_end(end)
                     self.journal.done(*link.journal_entries)
                     link.journal_entries = []
+            self._vsctl_if([part for link in mine for end in link.ends for part in self._detach_text(end)])
 
     def replug(self, node: Docker) -> None:
         """Give a restarted container its interfaces back, with their names, MAC and IP addresses and ports."""
@@ -377,21 +372,34 @@ class Containernet(Mininet):  # type: ignore[misc]
                 link
                 for link in self.links
                 if link.touches(node)
-                and all(one.node.running for one in link.ends if isinstance(one.node, Docker))
                 and link not in self._waiting
+                and all(end.node.running for end in link.ends if isinstance(end.node, Docker))
             ]
             self._make_plain([link for link in mine if link.handle is None])
             for link in mine:
                 if link.handle is not None:
-                    for side, end in zip("ab", link.ends, strict=True):
-                        if end.node is node:
-                            link.handle.replug(side, node.pid)
-                    link.made = True
+                    side: Literal["a", "b"] = "a" if link.intf1.node is node else "b"
+                    link.handle.replug(side, node.pid)
             self._configure(mine)
-            ends = [end for link in mine for end in link.ends]
-            text = [part for end in ends for part in (*self._detach_text(end), *self._attach_text(end))]
-            if text:
-                self.vsctl(text)
+            self._attach(mine)
+
+    def _attach(self, links: Sequence[VirtualLink]) -> None:
+        self._vsctl_if([part for link in links for end in link.ends for part in self._attach_text(end)])
+        for link in links:
+            for end in link.ends:
+                if link.handle is not None and isinstance(end.node, Switch) and end.node.started:
+                    self.restore_shaping(link, end)
+
+    def restore_shaping(self, link: VirtualLink, end: Interface) -> None:
+        """Open vSwitch deletes the queueing of an interface once, when it takes it as a port."""
+        assert link.handle is not None
+        shaper = link.handle.shaper_a if end is link.intf1 else link.handle.shaper_b
+        if shaper.installed:
+            shaper.restore()
+
+    def _vsctl_if(self, arguments: Sequence[str]) -> None:
+        if arguments:
+            self.vsctl(arguments)
 
     def apply(self, end: Interface) -> None:
         """Apply an interface's address and route again."""
@@ -574,6 +582,9 @@ class Containernet(Mininet):  # type: ignore[misc]
         self.vsctl(text)
         for switch in fresh:
             switch.started = True
+        for end in [end for switch in fresh for end in switch.intfs.values()]:
+            if end.link.handle is not None:
+                self.restore_shaping(end.link, end)
         if reachable:
             self._wait_for_controllers(fresh, reachable)
 
@@ -790,7 +801,12 @@ class Containernet(Mininet):  # type: ignore[misc]
             if l4Type == "UDP":
                 command += ["-u", "-b", udpBw]
             run = client.popen(command)
-            text, problem = run.communicate(timeout=seconds + 20)
+            try:
+                text, problem = run.communicate(timeout=seconds + 20)
+            except subprocess.TimeoutExpired:
+                run.kill()
+                run.communicate()
+                raise LaunchError(f"iperf3 {client.name}: no answer from {server.name}") from None
             report = json.loads(text or b"{}")
             if run.returncode != 0 or not ready:
                 raise LaunchError(f"iperf3 {client.name}: {report.get('error') or problem.decode().strip()}")

@@ -32,6 +32,7 @@ from twin.emulation import cgroups
 from twin.emulation.cgroups import Cgroup
 from twin.emulation.images import BASE_COMMAND, BASE_REPOSITORY, ImageError
 from twin.emulation.process import LaunchError, Process, start_in_container, start_in_netns
+from twin.emulation.veth import delete_all, in_netns
 
 if TYPE_CHECKING:
     from twin.emulation.containernet import Containernet
@@ -664,14 +665,19 @@ class Docker(NetworkNode):
 
     def kill(self) -> None:
         """SIGKILL to the container's first process, and so to all of them; its interfaces vanish."""
-        pid = self.pid
-        # A PID namespace ends only when every process in it has been reaped, and those are our children.
+        netns = self.open_netns()
+        try:
+            with self._docker_errors("kill"):
+                self.net.docker.kill(self._container_id)
+                self.net.docker.wait(self._container_id, timeout=10)
+            # The kernel takes a dead namespace down when it finds time; until then it answers pings
+            in_netns(netns, delete_all)
+        finally:
+            os.close(netns)
+        self._pid = None
+        self.close_shell()
         self.reap()
-        with self._docker_errors("kill"):
-            self.net.docker.kill(self._container_id)
-            self.net.docker.wait(self._container_id, timeout=10)
-        assert pid
-        self._gone()
+        self.net.unplugged(self)
 
     def restart(self) -> None:
         """Start the container again (killing it first if it runs), with the same links, addresses and ports.
@@ -684,12 +690,6 @@ class Docker(NetworkNode):
         with self._docker_errors("restart"):
             self._start()
         self.net.replug(self)
-
-    def _gone(self) -> None:
-        self._pid = None
-        self.close_shell()
-        self.reap()
-        self.net.unplugged(self)
 
     def remove(self) -> None:
         """Remove the container; a no-op when it was never made."""

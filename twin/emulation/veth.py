@@ -235,6 +235,13 @@ def delete(name: str) -> Message:
     return Message(_DELLINK, _REQUEST | _ACK, _link_header() + _name(name), f"delete interface {name}", True)
 
 
+def delete_all() -> None:
+    """Delete every interface but ``lo`` in the namespace of the calling thread, and so their peers."""
+    names = [name for _, name in socket.if_nameindex() if name != "lo"]
+    with Netlink() as netlink:
+        netlink.send([delete(name) for name in names])
+
+
 def delete_group(group: int) -> Message:
     """Delete all interfaces of a group at once (one wait in the kernel for all, not one for each)."""
     body = _link_header() + _attribute(27, struct.pack("=I", group))

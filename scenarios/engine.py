@@ -245,7 +245,7 @@ class Episode:
             )
         if len(self._saturated) > allowed:
             found.append(f"host CPU above {MAX_HOST_CPU_RATIO:.0%} in {len(self._saturated)} of {self._done} intervals")
-        return "host overloaded: " + "; ".join(found) if found else ""
+        return "; ".join(found)
 
     def close(self) -> None:
         """Release the network and finish the run folder; may be called twice."""

@@ -7,10 +7,16 @@ Slice Resource Optimization in 5G and Beyond Networks" (§III), running since th
     beta(t) = sum_{k<=t} x(k) 1[q(k) <= q_thresh] / sum_{k<=t} x(k)
 
 with x the active UEs of interval k.
+
+Latency is the 95th percentile of the one-way delay, the slower direction. Request/response traffic
+has no one-way measurement; a slice with nothing else is judged by half of the round trip of its
+probe packets.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 from topologies.model import Sla, Topology
@@ -19,6 +25,40 @@ from twin.load import Direction, Load
 from twin.types import Action, Kpi, Observation, Outcome
 
 DERIVED = ("qos_bps", "qos_degradation_ratio", "sla_violation_s")
+
+
+LATENCY_KPIS = (
+    "active_ues",
+    "delay_dl_p95_s",
+    "delay_ul_p95_s",
+    "offered_dl_bps",
+    "offered_ul_bps",
+    "rtt_p95_s",
+    "requests_per_s",
+    "request_failures_per_s",
+)
+
+
+def latency_s(values: Mapping[str, float]) -> float | None:
+    """Latency of one slice in one interval from its :data:`LATENCY_KPIS`, see above.
+
+    Infinite when something was sent and nothing arrived, None when there was nothing to judge.
+    """
+    if values.get("active_ues", 1.0) <= 0:
+        return None
+    found = []
+    for way in ("dl", "ul"):
+        if f"delay_{way}_p95_s" in values:
+            found.append(values[f"delay_{way}_p95_s"])
+        elif values.get(f"offered_{way}_bps", 0.0) > 0:
+            return math.inf
+    if found:
+        return max(found)
+    if "rtt_p95_s" in values:
+        return values["rtt_p95_s"] / 2
+    if values.get("request_failures_per_s", 0.0) > 0 and values.get("requests_per_s", 0.0) <= 0:
+        return math.inf
+    return None
 
 
 class SlaMonitor:
@@ -89,19 +129,15 @@ class SlaMonitor:
             if sla != Sla():
                 # With a beta threshold single bad intervals are part of the promise; without one they break it.
                 broken = degraded if sla.beta_thresh is None else beta is not None and beta > sla.beta_thresh
-                if broken or (active > 0 and self._late(observation, name, sla)):
+                if broken or _late(observation, entity, sla):
                     self._violation_s[name] += length_s
                 kpis.append(Kpi(time_s, entity, "sla_violation_s", self._violation_s[name]))
         return kpis
 
-    def _late(self, observation: Observation, name: str, sla: Sla) -> bool:
-        """Whether the 95th percentile of a direction is above the bound, or nothing at all arrived."""
-        if sla.latency_bound_s is None:
-            return False
-        entity = f"slice:{name}"
-        for way in self._directions[name]:
-            delay_s = observation.get(entity, f"delay_{way}_p95_s", -1.0)
-            offered = observation.get(entity, f"offered_{way}_bps", 0.0)
-            if delay_s > sla.latency_bound_s or (delay_s < 0 and offered > 0):
-                return True
+
+def _late(observation: Observation, entity: str, sla: Sla) -> bool:
+    if sla.latency_bound_s is None:
         return False
+    found = {name: observation.get(entity, name, math.nan) for name in LATENCY_KPIS}
+    latency = latency_s({name: value for name, value in found.items() if not math.isnan(value)})
+    return latency is not None and latency > sla.latency_bound_s

@@ -126,6 +126,7 @@ class QueueNetwork:
                 f"offered_{way}_bps": offered,
                 f"delay_{way}_p95_s": delay_s * (1 + 0.05 * abs(self.random.standard_normal())),
                 f"loss_{way}_ratio": max(0.0, 1 - served / offered),
+                "rtt_p95_s": 2 * delay_s,
                 "active_ues": float(active),
                 "cpu_used_millicores": served * 40e-9 * 1000,
                 "cpu_limit_millicores": self.cpu[name],

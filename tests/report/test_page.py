@@ -60,6 +60,7 @@ PANELS = [
     "Actions and events",
     "Throughput, Mbit/s",
     "One-way delay, 95th percentile, ms",
+    "Round trip of probe packets, 95th percentile, ms",
     "Packet loss, %",
     "QoS: throughput per active UE, Mbit/s",
     "QoS degradation β since the start",
@@ -101,7 +102,7 @@ def test_a_report_opens_offline_and_shows_everything(make_run: Callable[..., Pat
     assert found["event"] == 3 and found["refused"] == 1 and found["applied"] > 4
     rows = page.locator("#sla tr").all_inner_texts()
     assert any("more than 1.2, later 1 Mbit/s per active UE" in row for row in rows)
-    assert any("95 % of the downlink packets within 30 ms" in row and "kept" in row for row in rows)
+    assert any("95 % of the packets within 30 ms one way" in row and "kept" in row for row in rows)
     assert "bandwidth_mbps is not modelled here" in page.locator("#actions").inner_text()
     assert "modelled" in page.locator("header").inner_text()
     assert "measured on packets" in page.locator("footer").inner_text()
@@ -135,6 +136,7 @@ def test_two_runs_side_by_side_show_that_slicing_matters(
     page = show(path)
     assert page.locator("h1").all_inner_texts() == ["small: slicing on", "small: slicing off"]
     text = page.locator("#contrast").inner_text()
+    assert "Round trip of probe packets under congestion" in text
     assert "The slices are apart" in text and "The slices are together" in text
     first, second = (page.locator(".plot").nth(n) for n in range(2))
     assert first.bounding_box()["y"] == second.bounding_box()["y"]

@@ -50,6 +50,7 @@ PANELS = (
         promise="latency_bound_s",
         spread=True,
     ),
+    Panel("Round trip of probe packets, 95th percentile", "ms", 1e3, (Curve("rtt_p95_s"),), spread=True),
     Panel("Packet loss", "%", 100, (Curve("loss_dl_ratio"), Curve("loss_ul_ratio", "ul", "uplink"))),
     Panel("QoS: throughput per active UE", "Mbit/s", 1e-6, (Curve("qos_bps"),), promise="q_thresh_bps"),
     Panel("QoS degradation β since the start", "", 1, (Curve("qos_degradation_ratio"),), promise="beta_thresh"),

@@ -18,6 +18,11 @@ from twin.report.drawing import slice_colours, topology_svg
 from twin.report.view import MAX_POINTS, RunView, read_run
 
 _HERE = Path(__file__).parent
+_CONTRASTED = {
+    "delay_dl_p95_s": "One-way downlink delay",
+    "rtt_p95_s": "Round trip of probe packets",
+    "delay_ul_p95_s": "One-way uplink delay",
+}
 
 
 def write_report(run: Path, against: Path | None = None, *, to: Path | None = None) -> Path:
@@ -138,6 +143,7 @@ def _tile(view: RunView, slice_: dict[str, Any], colour: str) -> dict[str, Any]:
         "delay_ms": view.mean(entity, "delay_dl_p95_s", "delay_ul_p95_s") * 1e3,
         "loss_percent": view.mean(entity, "loss_dl_ratio", "loss_ul_ratio") * 100,
         "beta": view.last(entity, "qos_degradation_ratio"),
+        "rtt_ms": view.mean(entity, "rtt_p95_s") * 1e3,
         "response_ms": view.mean(entity, "response_p95_s") * 1e3,
         "kept": None if not kept else all(kept),
     }
@@ -146,20 +152,20 @@ def _tile(view: RunView, slice_: dict[str, Any], colour: str) -> dict[str, Any]:
 def _contrast(views: Sequence[RunView]) -> list[dict[str, Any]]:
     """Delay of the slices in both runs as bars on one logarithmic scale, the first thing to see.
 
-    Downlink where at least two slices have it, since only one direction shares queues. The 95th
-    percentile over the intervals shows the time of congestion, which a mean would hide.
+    Of the delays that a run has, the one that most slices of both runs have, so that like is set
+    against like. The 95th percentile over the intervals shows the time of congestion, which a mean
+    would hide.
     """
-    way = next((way for way in ("dl", "ul") if min(len(_delays(view, way)) for view in views) > 1), "dl")
+    kpi = max(_CONTRASTED, key=lambda name: min(len(_delays(view, name)) for view in views))
     found: list[dict[str, Any]] = []
     for view in views:
-        delays = _delays(view, way)
+        delays = _delays(view, kpi)
         colours = slice_colours(view.topology)
         rows: list[dict[str, Any]] = [
             {"slice": name, "colour": colours[name], "delay_ms": delay_ms} for name, delay_ms in delays.items()
         ]
         ratio = max(delays.values()) / min(delays.values()) if len(delays) > 1 else math.nan
-        way_word = "downlink" if way == "dl" else "uplink"
-        found.append({"label": view.label, "rows": rows, "ratio": ratio, "way": way_word})
+        found.append({"label": view.label, "rows": rows, "ratio": ratio, "kpi": _CONTRASTED[kpi]})
     logs = [math.log10(row["delay_ms"]) for group in found for row in group["rows"]]
     if not logs:
         return []
@@ -170,13 +176,12 @@ def _contrast(views: Sequence[RunView]) -> list[dict[str, Any]]:
     return found
 
 
-def _delays(view: RunView, way: str) -> dict[str, float]:
-    """Slice to delay in ms, of the slices that sent anything this way."""
+def _delays(view: RunView, kpi: str) -> dict[str, float]:
+    """Slice to the 95th percentile of a KPI over the run in ms, of the slices that have it."""
     return {
-        name: summary[f"delay_{way}_p95_s"].p95 * 1e3
+        name: found[kpi].p95 * 1e3
         for name in view.slices
-        if f"delay_{way}_p95_s" in (summary := view.summary.get(f"slice:{name}", {}))
-        and summary[f"delay_{way}_p95_s"].p95 > 0
+        if kpi in (found := view.summary.get(f"slice:{name}", {})) and found[kpi].p95 > 0
     }
 
 

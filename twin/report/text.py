@@ -11,7 +11,7 @@ from twin.report.view import RunView, read_run
 
 
 def summary_table(run: Path) -> Table:
-    """Throughput, delay, loss, beta and CPU of each slice, and whether its promises were kept.
+    """Throughput, delay, round trip, loss, beta and CPU of each slice, and whether its promises were kept.
 
     Figures are means over the run; delay is the mean of the intervals' 95th percentiles, the slower
     direction; beta and CPU limit are those at the end. Raises :class:`twin.store.StoreError`.
@@ -22,7 +22,7 @@ def summary_table(run: Path) -> Table:
     kind = "measured" if view.manifest.get("fidelity") == "emulation" else "modelled"
     table = Table(title=title, caption=f"{view.manifest.get('fidelity', '?')}: {kind}, {seconds:g} s")
     table.add_column("slice")
-    for heading in ("DL Mbit/s", "UL Mbit/s", "delay p95 ms", "loss %", "β", "CPU m used/limit"):
+    for heading in ("DL Mbit/s", "UL Mbit/s", "delay p95 ms", "RTT p95 ms", "loss %", "β", "CPU m used/limit"):
         table.add_column(heading, justify="right")
     table.add_column("SLA")
     for name in view.slices:
@@ -33,6 +33,7 @@ def summary_table(run: Path) -> Table:
             _number(view.mean(entity, "throughput_dl_bps") / 1e6, 2),
             _number(view.mean(entity, "throughput_ul_bps") / 1e6, 2),
             _number(view.mean(entity, "delay_dl_p95_s", "delay_ul_p95_s") * 1e3, 1),
+            _number(view.mean(entity, "rtt_p95_s") * 1e3, 1),
             _number(view.mean(entity, "loss_dl_ratio", "loss_ul_ratio") * 1e2, 2),
             _number(view.last(entity, "qos_degradation_ratio"), 3),
             "-" if math.isnan(used) else f"{used:.0f}/{_number(limit, 0)}",

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twin.kpis import KPIS
+from twin.sla import LATENCY_KPIS, latency_s
 from twin.store import ActionRow, EventRow, KpiReader, Summary
 from twin.types import Probe
 
@@ -143,23 +144,40 @@ def _judge(slice_: dict[str, Any], series: dict[Any, Any], actions: tuple[Action
             )
         found += f", β = {beta[-1]:.3f}" if beta.size else ""
         promises.append(Promise(name, promise, found, kept))
-    for way, word in (("dl", "downlink"), ("ul", "uplink")):
-        times, delay = series.get((entity, f"delay_{way}_p95_s"), (np.empty(0), np.empty(0)))
-        bound = in_force(slice_, "latency_bound_s", times, actions)
-        text = _changing(bound, slice_["sla"].get("latency_bound_s"), 1e3)
-        sent_times, sent = series.get((entity, f"offered_{way}_bps"), (np.empty(0), np.empty(0)))
-        # An interval in which packets were sent and none arrived has no delay, and breaks the promise.
-        due = sent_times[(sent > 0) & ~np.isnan(in_force(slice_, "latency_bound_s", sent_times, actions))]
-        lost = int(np.setdiff1d(due, times).size)
-        delay, bound = delay[~np.isnan(bound)], bound[~np.isnan(bound)]
-        if text and delay.size + lost:
-            good = int((delay <= bound).sum())
-            found = f"so in {good} of {delay.size + lost} intervals"
-            found += f"; nothing arrived in {lost}" if lost else ""
-            found += f"; worst {delay.max() * 1e3:.1f} ms" if delay.size else ""
-            promise = f"95 % of the {word} packets within {text} ms"
-            promises.append(Promise(name, promise, found, good == delay.size + lost))
+    promises.extend(_judge_latency(slice_, series, actions))
     return promises
+
+
+def _judge_latency(slice_: dict[str, Any], series: dict[Any, Any], actions: tuple[ActionRow, ...]) -> list[Promise]:
+    """Interval by interval, as :mod:`twin.sla` does while the run goes on."""
+    entity = f"slice:{slice_['name']}"
+    at: dict[float, dict[str, float]] = {}
+    for name in LATENCY_KPIS:
+        times, values = series.get((entity, name), (np.empty(0), np.empty(0)))
+        for time_s, value in zip(times.tolist(), values.tolist(), strict=True):
+            at.setdefault(time_s, {})[name] = value
+    times = np.array(sorted(at))
+    bounds = in_force(slice_, "latency_bound_s", times, actions)
+    text = _changing(bounds, slice_["sla"].get("latency_bound_s"), 1e3)
+    if not text:
+        return []
+    promise = f"95 % of the packets within {text} ms one way"
+    judged = [
+        (latency, bound)
+        for time_s, bound in zip(times.tolist(), bounds.tolist(), strict=True)
+        if not math.isnan(bound) and (latency := latency_s(at[time_s])) is not None
+    ]
+    if not judged:
+        return [Promise(slice_["name"], promise, "no packet was sent", None)]
+    good = sum(latency <= bound for latency, bound in judged)
+    lost = sum(math.isinf(latency) for latency, _ in judged)
+    arrived = [latency for latency, _ in judged if not math.isinf(latency)]
+    found = f"so in {good} of {len(judged)} intervals"
+    found += f"; nothing arrived in {lost}" if lost else ""
+    found += f"; worst {max(arrived) * 1e3:.1f} ms" if arrived else ""
+    if not any((entity, f"delay_{way}_p95_s") in series for way in ("dl", "ul")):
+        found += " (half of the round trip of probe packets)"
+    return [Promise(slice_["name"], promise, found, good == len(judged))]
 
 
 def _changing(values: NDArray[np.float64], first: float | None, factor: float) -> str:

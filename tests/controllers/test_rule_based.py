@@ -1,4 +1,4 @@
-"""The three built-in controllers on observations made by hand."""
+"""``rule_based`` on observations made by hand."""
 
 from __future__ import annotations
 
@@ -6,71 +6,9 @@ from typing import Any
 
 import pytest
 
-from controllers.base import ControllerContext
-from controllers.peak_alloc import PeakAlloc
 from controllers.rule_based import RuleBased
-from controllers.static import Static
-from controllers.worker import find_controller
-from topologies.model import App, Gnb, Sla, Slice, Topology, Upf
-from twin.knobs import refusal
+from tests.controllers.observations import context, cpu, shown
 from twin.types import Action, Kpi, Observation
-
-TOPOLOGY = Topology(
-    name="t",
-    nodes=(Gnb(name="gnb1", work_ns_per_bit=120.0), Upf(name="upf1", slice="a"), App(name="app", service="request")),
-    links=(),
-    slices=(
-        Slice(name="a", sst=1, prb_share=0.5, cpu_millicores=500, sla=Sla(q_thresh_bps=5e6)),
-        Slice(name="b", sst=2, prb_share=0.3, cpu_millicores=500),
-    ),
-)
-
-
-def context(*scope: str) -> ControllerContext:
-    return ControllerContext(topology=TOPOLOGY, scope=scope or ("slice:a", "slice:b"), interval_s=5.0, seed=1)
-
-
-def cpu(time_s: float, **slices: tuple[float, float]) -> Observation:
-    kpis = []
-    for name, (used, limit) in slices.items():
-        kpis.append(Kpi(time_s, f"slice:{name}", "cpu_used_millicores", used))
-        kpis.append(Kpi(time_s, f"slice:{name}", "cpu_limit_millicores", limit))
-    return Observation(time_s, tuple(kpis))
-
-
-def shown(controller: Any, *observations: Observation) -> list[Action]:
-    for observation in observations:
-        controller.observe(observation)
-    actions = list(controller.act())
-    assert all(refusal(action) is None for action in actions)
-    return actions
-
-
-@pytest.mark.parametrize(("name", "cls"), [("static", Static), ("peak_alloc", PeakAlloc), ("rule_based", RuleBased)])
-def test_found_by_entry_point(name: str, cls: type) -> None:
-    assert find_controller(name) is cls
-
-
-def test_static_does_nothing_by_default_and_sets_its_values_once() -> None:
-    assert list(Static(context()).act()) == []
-    controller = Static(context(), {"slice:a": {"cpu_millicores": 300, "prb_share": 0.2}})
-    assert list(controller.act()) == [Action("slice:a", "cpu_millicores", 300), Action("slice:a", "prb_share", 0.2)]
-    assert list(controller.act()) == []
-
-
-@pytest.mark.parametrize(
-    ("values", "text"),
-    [
-        ({"slice:c": {"prb_share": 0.1}}, "values: slice:c is outside the scope: slice:a, slice:b"),
-        ({"slice:a": {"prb_share": 7}}, r"values: slice:a prb_share must be a number in \[0, 1\], got 7"),
-        ({"slice:a": {"cpu": 7}}, "values: no knob named 'cpu'"),
-        ({"slice:a": 3}, "values.slice:a must be a mapping, got 3"),
-        ([1], r"values must be a mapping, got \[1\]"),
-    ],
-)
-def test_static_refuses_bad_values(values: Any, text: str) -> None:
-    with pytest.raises(ValueError, match=text):
-        Static(context(), values)
 
 
 def test_rule_based_moves_25_millicores_from_the_idle_to_the_loaded() -> None:
@@ -165,41 +103,3 @@ def test_rule_based_refuses_bad_params(params: dict[str, Any], text: str) -> Non
 def test_rule_based_needs_something_to_act_on() -> None:
     with pytest.raises(ValueError, match="none of prb_share acts on the scope node:app"):
         RuleBased(context("node:app"), knobs=["prb_share"])
-
-
-def test_peak_alloc_allocates_once_for_the_peak() -> None:
-    controller = PeakAlloc(context(), peak_users=5, headroom=0.1, cpu_base_millicores=50)
-    # 1.1 * 5 users * 5 Mbit/s = 27.5 Mbit/s, and at 120 ns per bit 3300 millicores.
-    actions = shown(controller)
-    assert [(action.entity, action.knob) for action in actions] == [
-        ("slice:a", "cpu_millicores"),
-        ("slice:a", "bandwidth_mbps"),
-    ]
-    assert [action.value for action in actions] == pytest.approx([3350.0, 27.5])
-    assert shown(controller) == []
-
-
-def test_peak_alloc_prb_share_and_per_slice_peaks() -> None:
-    controller = PeakAlloc(context(), peak_users={"b": 2}, q_thresh_mbps=10, headroom=0, knobs=["prb_share"])
-    (action,) = shown(controller)
-    assert action.entity == "slice:b"
-    assert action.value == pytest.approx(20e6 / (106 * 12 * 30e3 * 2.4063 * 0.86))
-
-
-@pytest.mark.parametrize(
-    ("params", "text"),
-    [
-        ({"peak_users": -1}, "peak_users must be a number"),
-        ({"peak_users": {"c": 1}}, "peak_users: no 'c' here; known: a, b"),
-        ({"headroom": "much"}, "headroom must be a number"),
-        ({"peak_users": 30, "knobs": ["prb_share"]}, "the peak needs more than all PRBs: shares add up to 2"),
-    ],
-)
-def test_peak_alloc_refuses_bad_params(params: dict[str, Any], text: str) -> None:
-    with pytest.raises(ValueError, match=text):
-        PeakAlloc(context(), **params)
-
-
-def test_peak_alloc_needs_a_slice() -> None:
-    with pytest.raises(ValueError, match="scope holds no slice, got node:app"):
-        PeakAlloc(context("node:app"))

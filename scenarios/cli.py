@@ -7,6 +7,7 @@ Heavy modules are imported inside the commands that use them, so that ``twin --h
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -28,7 +29,7 @@ _UsageError, _ClickException = typer.BadParameter.__mro__[1:3]
 app = typer.Typer(
     name="twin",
     help="TwinBed: one scenario file, three fidelities of the same 5G network.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -92,9 +93,16 @@ class UserError(Exception):
 @app.callback()
 def _root(
     context: typer.Context,
-    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks of errors")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks of errors")] = False,  # noqa: ARG001 main() reads it
+    version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
 ) -> None:
-    context.obj = {"debug": debug}
+    if version:
+        from twin import __version__
+
+        print(__version__)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @app.command()
@@ -102,10 +110,11 @@ def run(
     scenario: Annotated[str, typer.Argument(metavar="FILE|NAME", help="a *.twin.yml file, or a library scenario")],
     fidelity: Annotated[Fidelity | None, typer.Option(help="overrides the file")] = None,
     controller: Annotated[
-        list[str] | None, typer.Option(help="replaces the file's controllers; may be repeated; none for none at all")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="replaces the file's controllers; may be repeated; none for none at all"),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="overrides the file")] = None,
-    duration: Annotated[str | None, typer.Option(help="overrides the file, e.g. 30s")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="NUMBER", help="overrides the file")] = None,
+    duration: Annotated[str | None, typer.Option(metavar="TIME", help="overrides the file, e.g. 30s")] = None,
     slicing: Annotated[Switch | None, typer.Option(help="off: all slices share one pool of everything")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override any key, e.g. slices.embb.sst=1")
@@ -357,7 +366,7 @@ def _collect(run_id: str | None, dry_run: bool, output: Format) -> None:
     from twin.emulation.gc import CollectError, collect
 
     try:
-        removed = [asdict(item) for item in collect(run_id=run_id, dry_run=dry_run)]
+        removed = [asdict(item) for item in collect(run_id=run_id and _full_id(run_id), dry_run=dry_run)]
     except CollectError as error:
         raise UserError(str(error)) from error
     kept = [item for item in removed if item["outcome"] == "kept"]
@@ -369,6 +378,17 @@ def _collect(run_id: str | None, dry_run: bool, output: Format) -> None:
         print_rows(removed, ("kind", "id", "run_id", "outcome", "detail"), empty="nothing to remove")
     if kept:
         raise typer.Exit(ExitCode.FAILED)
+
+
+def _full_id(name: str) -> str:
+    """The whole id when ``name`` is the beginning of one in ``runs`` (or last), else ``name`` itself."""
+    from scenarios.registry import UnknownNameError
+    from scenarios.runs import find_run
+
+    try:
+        return find_run(Path("runs"), name).name
+    except UnknownNameError:
+        return name
 
 
 def _load(name: str, **overrides: Any) -> Scenario:
@@ -452,6 +472,14 @@ def _explain(error: Exception, debug: bool) -> int:
         context = getattr(error, "ctx", None)
         hint = f" (see {context.command_path} --help)" if context else ""
         text = " ".join(error.format_message().split())  # type: ignore[attr-defined]
+        if match := re.fullmatch(r"No such command '(.*)'\.?", text):
+            from scenarios.errors import unknown
+
+            text = unknown(
+                "command",
+                match[1],
+                [info.name or getattr(info.callback, "__name__", "") for info in app.registered_commands],
+            )
         _say(f"twin: {text.replace('Value error, ', '')}{hint}")
         return ExitCode.USAGE
     if isinstance(error, _ClickException):

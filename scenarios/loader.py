@@ -6,18 +6,20 @@ reported together (first those of keys, types and units, then those of how thing
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from controllers.base import ControllerContext
 from scenarios import units
 from scenarios.assertions import AssertionFormatError, parse_assertion
 from scenarios.document import check_document, document_data, dump_document
-from scenarios.errors import Problem, ScenarioFileError, unknown
+from scenarios.errors import Problem, ScenarioFileError, nearest, unknown
 from scenarios.events import EventReader, canonical, entities_of
 from scenarios.model import Assertion, ControllerSpec, Scenario
 from scenarios.network import NetworkReader
-from scenarios.registry import UnknownNameError, check_controller
+from scenarios.registry import UnknownNameError, check_controller, controller_class, is_builtin
 from scenarios.schema import ScenarioFile, TelecomItaliaProfile
 from scenarios.source import Location, Source, dotted, read_source
 from scenarios.units import UnitError
@@ -136,7 +138,7 @@ def _controllers(
     for index, (name, entry) in enumerate(zip(names, document.controllers, strict=True)):
         location: Location = ("controllers", index, "scope")
         if entry.scope is None:
-            scope = [item for item in known if item.startswith(("slice:", "node:"))]
+            scope = []  # the engine reads an empty scope as everything
         else:
             scope = [canonical(topology, item) for item in entry.scope]
             for place, item in enumerate(scope):
@@ -144,17 +146,40 @@ def _controllers(
                     near = [other for other in known if other.partition(":")[0] == item.partition(":")[0]] or known
                     at = (*location, place)
                     problems.append(source.problem(at, f"{dotted(at)}: {unknown('entity', item, near)}"))
-        specs.append(
-            ControllerSpec(
-                name=name,
-                controller=entry.use,
-                interval_s=entry.interval,
-                scope=tuple(scope),
-                params=entry.params,
-                time_limit_s=entry.time_limit,
-            )
+        spec = ControllerSpec(
+            name=name,
+            controller=entry.use,
+            interval_s=entry.interval,
+            scope=tuple(scope),
+            params=entry.params,
+            time_limit_s=entry.time_limit,
         )
+        refused = _refused_params(spec, topology)
+        if refused:
+            at = ("controllers", index, "params")
+            problems.append(source.problem(at, f"{dotted(at)}: {refused}"))
+        specs.append(spec)
     return tuple(specs)
+
+
+def _refused_params(spec: ControllerSpec, topology: Topology) -> str | None:
+    """Why one of TwinBed's own controllers refuses its parameters.
+
+    Other people's code may hang or exit: it is first imported in the process that a run makes for it.
+    """
+    if not is_builtin(spec.controller):
+        return None
+    context = ControllerContext(topology=topology, scope=spec.scope, interval_s=spec.interval_s, seed=0)
+    make: Any = controller_class(spec.controller)
+    known = [name for name in inspect.signature(make).parameters if name != "context"]
+    for name in spec.params:
+        if name not in known:
+            return f"unknown parameter {name}{nearest(name, known)}; {spec.controller} has: {', '.join(known)}"
+    try:
+        make(context, **spec.params)
+    except (ValueError, TypeError) as error:
+        return str(error)
+    return None
 
 
 # --- assertions

@@ -61,6 +61,12 @@ def check_controller(name: str) -> None:
     raise UnknownNameError(unknown("controller", name, controller_names()))
 
 
+def is_builtin(name: str) -> bool:
+    """Whether a registered controller is one of TwinBed's own light ones."""
+    point = _entry_points().get(name)
+    return point is not None and point.module.startswith("controllers.")
+
+
 def controller_class(name: str) -> type[Controller]:
     """The class of a registered controller or of ``module:Class``; imports it."""
     check_controller(name)

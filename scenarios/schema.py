@@ -55,6 +55,8 @@ BitRate = Annotated[float, In(units.BIT_RATE)]
 Delay = Annotated[float, In(units.DELAY)]
 Duration = Annotated[float, In(units.DURATION)]
 PositiveDuration = Annotated[float, In(units.POSITIVE_DURATION)]
+RunDuration = Annotated[float, In(units.RUN_DURATION)]
+Interval = Annotated[float, In(units.INTERVAL)]
 Loss = Annotated[float, In(units.LOSS)]
 Ratio = Annotated[float, In(units.RATIO)]
 Cpu = Annotated[float, In(units.CPU)]
@@ -315,17 +317,17 @@ class MicrooptProfile(Strict):
     """Slice traffic of MicroOpt section VI-A3: a truncated normal number of users, drawn anew every slot."""
 
     kind: Literal["microopt"]
-    mean: float = Field(ge=0, description="centre, active UEs")
-    sigma: float = Field(ge=0, description="standard deviation before truncation")
-    slot_s: float | None = Field(default=None, gt=0, description="time between two draws in s (default 1)")
-    max_users: float | None = Field(default=None, ge=0, description="upper cut")
+    mean: float = Field(ge=0, le=1000, description="centre, active UEs")
+    sigma: float = Field(ge=0, le=1000, description="standard deviation before truncation")
+    slot_s: float | None = Field(default=None, ge=0.01, description="time between two draws in s (default 1)")
+    max_users: float | None = Field(default=None, ge=1, description="upper cut")
 
 
 class PoissonProfile(Strict):
     """Users arrive at random and stay for an exponential time."""
 
     kind: Literal["poisson"]
-    rate_per_s: float = Field(gt=0, description="mean arrivals per second")
+    rate_per_s: float = Field(gt=0, le=10_000, description="mean arrivals per second")
     holding_s: float = Field(gt=0, description="mean time that a user stays, in s")
     max_users: int | None = Field(default=None, ge=1, description="arrivals beyond this number leave at once")
 
@@ -334,9 +336,9 @@ class OnOffProfile(Strict):
     """Users that are on and off for exponential times."""
 
     kind: Literal["on_off"]
-    on_s: float = Field(gt=0, description="mean time on, in s")
-    off_s: float = Field(gt=0, description="mean time off, in s")
-    users: int | None = Field(default=None, ge=1, description="number of such users (default 1)")
+    on_s: float = Field(ge=0.01, description="mean time on, in s")
+    off_s: float = Field(ge=0.01, description="mean time off, in s")
+    users: int | None = Field(default=None, ge=1, le=1000, description="number of such users (default 1)")
 
 
 AnyProfile = Annotated[
@@ -397,7 +399,7 @@ class ControllerEntry(Strict):
     interval: PositiveDuration = Field(default=5.0, description="time between two decisions")
     scope: Annotated[tuple[str, ...], BeforeValidator(_read_list)] | None = Field(
         default=None,
-        description="entities that it may act on, e.g. [slice:embb, node:control]; default all slices and nodes",
+        description="entities that it may act on, e.g. [slice:embb, node:control]; default everything",
     )
     params: dict[str, Any] = Field(default_factory=dict, description="parameters of the controller")
     time_limit: PositiveDuration | None = Field(
@@ -507,8 +509,8 @@ class ScenarioFile(Strict):
         default=(), alias="assert", description="what must hold, e.g. slice:urllc delay_dl_p95_s <= 20ms over last 20s"
     )
     seed: int = Field(default=1, ge=0, le=2**32 - 1, description="seed of everything random")
-    duration: PositiveDuration = Field(default=60.0, description="length of the run")
-    interval: PositiveDuration = Field(default=1.0, description="time between two KPI samples")
+    duration: RunDuration = Field(default=60.0, description="length of the run")
+    interval: Interval = Field(default=1.0, description="time between two KPI samples")
     time_compression: float = Field(
         default=1.0, gt=0, le=1e6, description="traces play this much faster; 1440: a day a minute"
     )

@@ -87,10 +87,10 @@ def load() -> Load:
 
 REFUSED: tuple[tuple[Action, str], ...] = (
     (Action("slice:embb", "colour", 1), "no knob named"),
-    (Action("slice:ghost", "cpu_millicores", 100), "no slice named ghost"),
-    (Action("node:ghost", "node_state", "down"), "no node named ghost"),
-    (Action("link:s1-s9", "link_state", "down"), "no link named s1-s9"),
-    (Action("ue:phones.9", "cqi", 3), "no ue named phones.9"),
+    (Action("slice:ghost", "cpu_millicores", 100), "no slice named 'ghost'"),
+    (Action("node:ghost", "node_state", "down"), "no node named 'ghost'"),
+    (Action("link:s1-s9", "link_state", "down"), "no link named 's1-s9'"),
+    (Action("ue:phones.9", "cqi", 3), "no ue named 'phones.9'"),
     (Action("link:s1-s2", "prb_share", 0.1), "acts on slice"),
     (Action("nonsense", "prb_share", 0.1), "acts on slice"),
     (Action("slice:embb", "cpu_millicores", -5), "must be a number in"),
@@ -102,6 +102,8 @@ REFUSED: tuple[tuple[Action, str], ...] = (
     (Action("slice:embb", "path", "s2>s1"), "no link between"),
     (Action("link:s1-s2", "link_state", "sideways"), "one of up, down"),
     (Action("node:video", "replicas", 2), "replicas"),
+    (Action("node:s1", "node_state", "down"), "has no container"),
+    (Action("node:gnb1", "cpu_millicores", 100), "set it on a slice"),
 )
 
 

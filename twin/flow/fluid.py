@@ -149,21 +149,21 @@ class Fluid:
         for lane in np.flatnonzero(self.wired_bits <= 0):
             self._stands_at[lane] = None
 
-    def _queues(self, bits: Array) -> list[tuple[int, int, NDArray[np.int64]]]:
-        """(row, FIFO group, lanes that wait there) of every wired queue with a backlog."""
+    def _queues(self, bits: Array) -> list[tuple[int, NDArray[np.int64]]]:
+        """(row, lanes that wait there) of every wired queue with a backlog."""
         wired = self._network.wired
         rows = {name: row for row, name in enumerate(wired.names)}
-        queues: dict[tuple[int, int], list[int]] = {}
+        queues: dict[int, list[int]] = {}
         for lane in np.flatnonzero(bits > 0):
             name = self._stands_at[lane]
             row = rows.get(name, UNLIMITED) if name is not None else UNLIMITED
-            if row != UNLIMITED and wired.shared[row, lane] >= 0:
-                queues.setdefault((row, int(wired.shared[row, lane])), []).append(int(lane))
-        return [(row, group, np.array(lanes)) for (row, group), lanes in queues.items()]
+            if row != UNLIMITED and wired.usage[row, lane] > 0:
+                queues.setdefault(row, []).append(int(lane))
+        return [(row, np.array(lanes)) for row, lanes in queues.items()]
 
     def _overflow_wired(self) -> Array:
         dropped = np.zeros_like(self.wired_bits)
-        for _, _, lanes in self._queues(self.wired_bits):
+        for _, lanes in self._queues(self.wired_bits):
             packets = float((self.wired_bits[lanes] / self._network.lane_bits[lanes]).sum())
             if packets > c.QUEUE_PACKETS:
                 excess = self.wired_bits[lanes] * (1 - c.QUEUE_PACKETS / packets)
@@ -172,14 +172,16 @@ class Fluid:
         return dropped
 
     def _wired_delay_s(self, bits: Array, rate: Array) -> Array:
-        """First in, first out: every lane of a queue's group waits for all that stands in the queue."""
+        """First in, first out: every lane of a queue waits for all that stands in it.
+
+        Uplink and downlink meet only at CPUs; links and transport limits have a queue for each.
+        """
         wired = self._network.wired
         delay = np.zeros_like(bits)
-        for row, group, lanes in self._queues(bits):
-            members = wired.shared[row] == group
-            service = float((wired.usage[row] * rate)[members].sum())
+        for row, lanes in self._queues(bits):
+            service = float(wired.usage[row] @ rate)
             if service > 0:
-                delay[members] += float((wired.usage[row, lanes] * bits[lanes]).sum()) / service
+                delay[wired.usage[row] > 0] += float(wired.usage[row, lanes] @ bits[lanes]) / service
         return delay
 
     # ---- gNB part

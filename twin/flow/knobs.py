@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from topologies.model import App, Topology, TopologyError
+from topologies.model import App, TopologyError
 from twin.flow.network import Network
 from twin.knobs import SLA_KNOBS, refusal
 from twin.types import Action
@@ -25,11 +25,9 @@ def apply(network: Network, action: Action) -> str | None:
         "ue": list(network.ues),
     }
     known = tables[scope]
-    if scope == "link":
-        name = _link_name(network.topology, name)
     if name not in known:
         more = ", ..." if len(known) > 20 else ""
-        return f"no {scope} named {name}; {scope}s: {', '.join(known[:20]) or 'none'}{more}"
+        return f"no {scope} named {name!r}; {scope}s: {', '.join(known[:20]) or 'none'}{more}"
     if scope == "slice":
         return _slice(network, name, action)
     if scope == "node":
@@ -39,16 +37,11 @@ def apply(network: Network, action: Action) -> str | None:
     return _ue(network, name, action)
 
 
-def _link_name(topology: Topology, name: str) -> str:
-    try:
-        return topology.link_named(name).name
-    except KeyError:
-        return name
-
-
 def _slice(network: Network, name: str, action: Action) -> str | None:
     state = network.slices[name]
     value = action.value
+    if not network.topology.slicing and action.knob in ("cpu_millicores", "bandwidth_mbps", "prb_share"):
+        return f"{action.entity} {action.knob}: slicing is off, so that the slice has no {action.knob} of its own"
     match action.knob:
         case "cpu_millicores":
             state.cpu_millicores = float(value)
@@ -75,9 +68,11 @@ def _slice(network: Network, name: str, action: Action) -> str | None:
 def _node(network: Network, name: str, action: Action) -> str | None:
     state = network.nodes[name]
     node = network.topology.node(name)
+    if node.kind in ("switch", "host"):
+        return f"{action.entity} {action.knob}: a {node.kind} has no container"
     match action.knob:
-        case "cpu_millicores" | "memory_mib" if node.kind in ("switch", "host"):
-            return f"{action.entity} has no container, so that {action.knob} cannot be limited"
+        case "cpu_millicores" if node.kind == "gnb":
+            return f"{action.entity} cpu_millicores: set it on a slice; each slice's part of the gNB has its own limit"
         case "cpu_millicores":
             state.cpu_millicores = float(action.value)
         case "memory_mib":

@@ -103,14 +103,13 @@ class Lane:
 class Wired:
     """The wired resources: ``usage`` of shape (resources, lanes) in units of capacity per bit/s of IP.
 
-    ``shared``: FIFO group of each lane at each resource, shape (resources, lanes): lanes of one group
-    wait for each other. -1 where a lane does not cross the resource.
+    Each has one queue, first in, first out, for all lanes that use it. A slice's transport limit has
+    a queue of its own; links and CPUs are shared by the slices.
     """
 
     names: tuple[tuple[str, ...], ...]
     usage: Array
     capacity: Array
-    shared: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -277,39 +276,34 @@ class Network:
         return Way(np.array(delay), np.array(survival), np.array(blocked, dtype=bool), tuple(masks))
 
     def _wired(self) -> Wired:
-        rows: dict[tuple[str, ...], dict[int, tuple[float, int]]] = {}
+        rows: dict[tuple[str, ...], dict[int, float]] = {}
         capacity: dict[tuple[str, ...], float] = {}
 
-        def use(name: tuple[str, ...], limit: float, lane: int, weight: float, group: int) -> None:
+        def use(name: tuple[str, ...], limit: float, lane: int, weight: float) -> None:
             capacity[name] = limit
-            rows.setdefault(name, {})[lane] = (weight, group)
+            rows.setdefault(name, {})[lane] = weight
 
         for number, lane in enumerate(self.lanes):
             state = self.slices[lane.flow.slice]
-            # With slicing every slice has a queue of its own at every limited port; without, all share it.
-            group = int(self.lane_slice[number]) if self.topology.slicing else 0
             for name, sender, header in self.hops[number]:
                 bandwidth = self.links[name].bandwidth_bps
                 if bandwidth is not None:
-                    use(("link", name, sender), bandwidth, number, 1 + header / lane.packet_bytes, group)
+                    use(("link", name, sender), bandwidth, number, 1 + header / lane.packet_bytes)
             limit = self.transport_bps(state)
             if limit is not None:
-                key = ("transport", state.name if self.topology.slicing else "", lane.direction)
-                use(key, limit, number, 1 + (c.N3_BYTES + c.ETHERNET_BYTES) / lane.packet_bytes, group)
+                weight = 1 + (c.N3_BYTES + c.ETHERNET_BYTES) / lane.packet_bytes
+                use(("transport", state.name, lane.direction), limit, number, weight)
             for node, packet_ns in (
                 (state.upf, c.UPF_PACKET_NS),
                 (self.ues[lane.ue].group, c.UE_PACKET_NS),
                 (lane.flow.app, c.APP_PACKET_NS),
             ):
                 if node != lane.flow.app or lane.flow.service != "request":
-                    use(("cpu", node), self.process_cpus(node), number, packet_ns * 1e-9 / lane.packet_bits, 0)
+                    use(("cpu", node), self.process_cpus(node), number, packet_ns * 1e-9 / lane.packet_bits)
         usage = np.zeros((len(rows), len(self.lanes)))
-        shared = np.full((len(rows), len(self.lanes)), -1, dtype=np.int64)
         for row, cells in enumerate(rows.values()):
-            for lane_number, (weight, group) in cells.items():
-                usage[row, lane_number] = weight
-                shared[row, lane_number] = group
-        return Wired(tuple(rows), usage, np.array([capacity[name] for name in rows]), shared)
+            usage[row, list(cells)] = list(cells.values())
+        return Wired(tuple(rows), usage, np.array([capacity[name] for name in rows]))
 
     def process_cpus(self, node: str) -> float:
         """CPUs that the one-threaded program of a node can have."""
@@ -317,11 +311,8 @@ class Network:
         return min(limit if limit is not None else c.PROCESS_MILLICORES, c.PROCESS_MILLICORES) / 1000
 
     def transport_bps(self, state: SliceState) -> float | None:
-        """The transport limit that a slice is under; without slicing the sum of all."""
-        if self.topology.slicing:
-            return state.bandwidth_bps
-        limits = [other.bandwidth_bps for other in self.slices.values()]
-        return None if None in limits else sum(limit for limit in limits if limit is not None)
+        """The transport limit that a slice is under; without slicing only the links limit it."""
+        return state.bandwidth_bps if self.topology.slicing else None
 
     def pool_prbs(self, pool: Pool) -> float:
         """PRBs per slot and direction of a pool."""
@@ -347,4 +338,10 @@ class Network:
         """The routes of a slice over these switches; TopologyError when a gNB has none such."""
         if not state.routes:
             raise TopologyError(f"slice {state.name}: no UE uses it, so that it has no path")
-        return {gnb: parse_path(self.topology, gnb, state.upf, text) for gnb in state.routes}
+        routes = {gnb: parse_path(self.topology, gnb, state.upf, text) for gnb in state.routes}
+        for gnb, route in routes.items():
+            old = state.routes[gnb]
+            for end, new_hop, old_hop in ((gnb, route[1], old[1]), (state.upf, route[-2], old[-2])):
+                if new_hop != old_hop:  # the address of either end belongs to its interface
+                    raise TopologyError(f"path {text}: must use link {end}-{old_hop}, got {end}-{new_hop}")
+        return routes

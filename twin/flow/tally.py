@@ -144,10 +144,10 @@ class Tally:
         yield entity, "queue_bytes", float(fluid.radio_bits[lanes].sum()) / 8
         drops = sum(float((step.queue_drop_bits[lanes] / net.lane_bits[lanes]).sum()) for step in self.steps)
         yield entity, "queue_drops_per_s", drops / self._span_s
-        waiting = fluid.wired_bits * fluid.standing_at("transport")
-        yield entity, "transport_queue_bytes", float(waiting[lanes].sum()) / 8
         limit_bps = net.transport_bps(state)
         if limit_bps is not None:
+            waiting = fluid.wired_bits * fluid.standing_at("transport")
+            yield entity, "transport_queue_bytes", float(waiting[lanes].sum()) / 8
             yield entity, "bandwidth_limit_bps", limit_bps
         pools = [index for index, pool in enumerate(net.pools) if name in pool.slices]
         prbs = sum(net.pool_prbs(net.pools[index]) for index in pools)
@@ -158,6 +158,7 @@ class Tally:
                 yield entity, f"prb_used_{way}_ratio", used / prbs
         if pools:
             yield entity, "missed_slots_ratio", self._mean(float(step.missed[pools].mean()) for step in self.steps)
+        if pools and net.topology.slicing:  # otherwise one program does the work of all slices
             yield entity, "cpu_used_millicores", 1000 * self._mean(float(step.slice_cpu[number]) for step in self.steps)
             limit = net.pool_millicores(net.pools[pools[0]])
             if limit is not None:
@@ -177,19 +178,18 @@ class Tally:
         net = self.network
         node, state = net.topology.node(name), net.nodes[name]
         entity = f"node:{name}"
-        if node.kind == "switch":
+        if node.kind in ("switch", "host") or not net.node_up(name):
             return
-        runs = net.node_up(name)
         sessions = self._sessions(name)
         yield entity, "cpu_used_millicores", 1000 * self._cpus(name)
         if state.cpu_millicores is not None:
             yield entity, "cpu_limit_millicores", state.cpu_millicores
             yield entity, "cpu_throttled_ratio", self._mean(self._full(name))
-        yield entity, "memory_used_bytes", net.memory_bytes(name, sessions) if runs else 0.0
+        yield entity, "memory_used_bytes", net.memory_bytes(name, sessions)
         if state.memory_mib is not None:
             yield entity, "memory_limit_bytes", state.memory_mib * 2**20
         if isinstance(node, App) and node.service == "request":
-            yield entity, "replicas", float(state.replicas if runs else 0)
+            yield entity, "replicas", float(state.replicas)
             flows = [number for number, flow in enumerate(net.load.flows) if flow.app == name]
             if flows:
                 yield from self._requests(entity, flows)
@@ -237,8 +237,11 @@ class Tally:
                     share = 1 + header / lane.packet_bytes
                     bits = sum(float(step.wired_rate[number]) * step.length_s for step in self.steps) * share
                     carried[sender] = carried.get(sender, 0.0) + bits
-        yield entity, "link_up", float(state.up)
-        yield entity, "link_throughput_bps", max(carried.values(), default=0.0) / self._span_s
+        ends = net.topology.link_named(name)
+        ends_up = net.node_up(ends.a) and net.node_up(ends.b)
+        yield entity, "link_up", float(state.up and ends_up)
+        if ends_up:
+            yield entity, "link_throughput_bps", max(carried.values(), default=0.0) / self._span_s
         if state.bandwidth_bps is not None:
             yield entity, "bandwidth_limit_bps", state.bandwidth_bps
 

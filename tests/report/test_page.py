@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -157,6 +158,20 @@ def test_a_run_that_never_started_has_a_report(tmp_path: Path) -> None:
     store.finish("FAILED", "image nosuch: not found")
     text = write_report(store.path).read_text(encoding="utf-8")
     assert "image nosuch: not found" in text
+
+
+def test_a_report_that_cannot_be_written_leaves_no_part_of_it(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    run = make_run()
+    before = sorted(run.iterdir())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_report(run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(run.iterdir()) == before
+    assert write_report(run, to=tmp_path / "r.html").stat().st_size > 1_000_000
 
 
 def test_the_terminal_table_has_a_row_per_slice(make_run: Callable[..., Path], tmp_path: Path) -> None:

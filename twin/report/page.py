@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,14 @@ def write_report(run: Path, against: Path | None = None, *, to: Path | None = No
     views = [_labelled(view, views) for view in views]
     if to is None:
         to = run / ("report.html" if against is None else f"report-against-{against.name}.html")
-    to.write_text(render(views), encoding="utf-8")
+    text = render(views)
+    # Never a part of a page: a full disk leaves none, and a reader sees the old or the new one.
+    temporary = to.with_name(f".{to.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(to)
+    finally:
+        temporary.unlink(missing_ok=True)
     return to
 
 

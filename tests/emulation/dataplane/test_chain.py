@@ -6,12 +6,14 @@ import shutil
 import signal
 import statistics
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.emulation.dataplane.chain import Chain, Program, wait_until
+from twin.ran.channel import Channel, carrier_bandwidth_hz
 from twin.ran.nr import rate_bps
 
 pytestmark = pytest.mark.emulation
@@ -312,6 +314,55 @@ def test_shared_pool_is_one_pool_for_all_slices(chain: Chain) -> None:
     wait_until(lambda: gnb.call("stats")["slices"]["embb"]["dl_queue_bytes"] > 100_000)
     # Nobody of the other slice is there: all PRBs are for the one UE.
     assert downlink_bps(gnb, "phones.1") == pytest.approx(rate_bps(7, 25), rel=0.1)
+
+
+def test_unscripted_ue_reports_the_cqi_of_its_channel(chain: Chain) -> None:
+    ues = {
+        ue: {"slice": "embb", "address": address, "distance_m": 150 * index, "speed_mps": 0}
+        for index, (ue, address) in enumerate(chain.ues(5).items(), start=1)
+    }
+    gnb = chain.gnb(ues=ues, seed=7).ready()
+    expected = {
+        ue: Channel(7, ue, row["distance_m"], 0, 3.5, 43, "uma", carrier_bandwidth_hz(106, 30)).cqi(0)
+        for ue, row in ues.items()
+    }
+    assert {ue: row["cqi"] for ue, row in gnb.call("stats")["ues"].items()} == expected
+    assert len(set(expected.values())) > 1
+
+
+GARBAGE = r"""
+import random, socket, sys
+draw = random.Random(1)
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+heads = [
+    b"", b"\x34\xff", b"\x32\x1a", b"\x30\x01", b"{", b"[" * 8000, b"TB\x01\xff", b"[1]",
+    b"\x01\0\0\1{}", b"\1\0\0\1" + b"[" * 8000, b'\4\0\0\1{"ue":[]}',
+    b'{"txn":[],"op":1,"started":1}', b'{"txn":1,"op":"release","ue":{}}',
+]
+for index in range(300):
+    for head in heads:
+        data = head if index % 2 else head + draw.randbytes(draw.randrange(60))
+        sock.sendto(data, (sys.argv[1], int(sys.argv[2])))
+"""
+
+
+def test_garbage_on_every_port_changes_nothing(chain: Chain) -> None:
+    upf, gnb, ue = running(chain)
+    video, sink = chain.video(), chain.start("app_telemetry", "app", {"node": "sink", "echo_port": 5008})
+    for program in (video, sink):
+        program.ready()
+    targets = {
+        "ue": [(chain.GNB_RADIO, 38412)],
+        "gnb": [(chain.UPF, 2152), (chain.UPF, 8805)],
+        "upf": [(chain.APP, 5001), (chain.APP, 5002)],
+    }
+    for role, ends in targets.items():
+        for address, port in ends:
+            subprocess.run(chain.exec(role, sys.executable, "-c", GARBAGE, address, str(port)), check=True)
+    for program in (upf, gnb, ue, video, sink):
+        assert program.call("ping")["ok"]
+    assert wait_until(lambda: ping(chain))
+    assert upf.call("stats")["malformed"] > 100 and gnb.call("stats")["malformed"] > 100
 
 
 @pytest.mark.skipif(shutil.which("tshark") is None, reason="needs tshark")

@@ -307,6 +307,8 @@ def test_programs_end_quietly_and_take_over_a_stale_socket(start: Start) -> None
     [
         ("upf", {}, "key 'node' is missing"),
         ("upf", {"node": "u", "n3": {"bind": "x"}}, "n3.bind: must be an IPv4 address, got 'x'"),
+        ("upf", {"node": "u", "n3": HOST}, "n3: must be dict, got '127.0.0.1'"),
+        ("gnb", {"node": "g", "n3": {"bind": HOST}, "slices": ["embb"]}, "an object with name expected, got 'embb'"),
         ("upf", {"node": "u", "n3": {"bind": HOST}, "ue_pool": "10.0.0.1/8"}, "ue_pool: host bits must be zero"),
         ("gnb", {"node": "g", "n3": {"bind": HOST}, "prb_total": 300}, "prb_total: must be in [1, 275], got 300"),
         ("gnb", {"node": "g", "n3": {"bind": HOST}, "slices": 1}, "slices: must be list, got 1"),

@@ -68,7 +68,7 @@ class StreamApp:
                 continue  # a client is gone; its silence ends the flow
             try:
                 self._ask(json.loads(data), peer)
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 self._malformed += 1
 
     def _ask(self, request: dict[str, Any], peer: tuple[str, int]) -> None:

@@ -132,7 +132,7 @@ class UpfPath:
                 reply = json.loads(data)
                 waiting = self._pending.pop(reply["txn"], None)
                 started = int(reply["started"])
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 self._gnb.malformed += 1
                 continue
             restarted = self._upf_started not in (0, started)
@@ -236,7 +236,8 @@ class Gnb:
     def __init__(self, loop: Loop, config: dict[str, Any], control: str) -> None:
         self.loop = loop
         self.node = value(config, "node", str)
-        self.n3_bind = value(config["n3"], "bind", str)
+        n3 = value(config, "n3", dict)
+        self.n3_bind = value(n3, "bind", str)
         self._started_ns = time.monotonic_ns()
         self._boot = os.urandom(8)
         self._prb_total = int(number(config, "prb_total", 1, 275, 106))
@@ -270,7 +271,7 @@ class Gnb:
             work_ns_per_bit=number(config, "work_ns_per_bit", 0, 10_000, 40.0),
             epoch_ns=int(number(config, "epoch_ns", 0, 2**63, self._started_ns)),
         )
-        n3_port = int(number(config["n3"], "port", 1, 65535, gtpu.PORT))
+        n3_port = int(number(n3, "port", 1, 65535, gtpu.PORT))
         n4_port = int(number(config, "n4_port", 1, 65535, N4_PORT))
         self._paths = {
             row["name"]: UpfPath(
@@ -285,8 +286,9 @@ class Gnb:
             for row in rows
         }
         self._ues = {ue_id: self._make_ue(ue_id, row, config) for ue_id, row in value(config, "ues", dict).items()}
-        port = int(number(config["radio"], "port", 1, 65535))
-        self._radio = net.udp_socket(value(config["radio"], "bind", str, "0.0.0.0"), port)
+        radio_row = value(config, "radio", dict)
+        port = int(number(radio_row, "port", 1, 65535))
+        self._radio = net.udp_socket(value(radio_row, "bind", str, "0.0.0.0"), port)
         loop.add_reader(self._radio.fileno(), self._from_radio)
         self._control = ControlServer(
             loop,
@@ -451,15 +453,20 @@ class Gnb:
         if teid != ue.teid or (again and not ue.attached):
             return  # detached in the meantime
         path = ue.path
-        if reply is None or not reply.get("ok"):
+        try:
+            cause = "the UPF does not answer" if reply is None else str(reply.get("error"))
+            accepted = reply is not None and bool(reply.get("ok"))
+            upf_teid = int(number(reply or {}, "teid", 1, 0xFFFFFFFF)) if accepted else 0
+        except (ConfigError, KeyError) as error:
+            upf_teid, cause = 0, f"the UPF answers {error}"
+        if not upf_teid:
             if again:
                 return  # the path check tries again when the UPF is back
             ue.asked_ns = 0
             path.attach_failures += 1
-            cause = "the UPF does not answer" if reply is None else str(reply.get("error"))
             self._to_radio(radio.message(radio.REJECT, ue.index, txn=ue.txn, cause=cause), ue.peer)
             return
-        ue.encapsulation = gtpu.Encapsulation(int(reply["teid"]), path.qfi, gtpu.PDU_UPLINK)
+        ue.encapsulation = gtpu.Encapsulation(upf_teid, path.qfi, gtpu.PDU_UPLINK)
         if again:
             path.reestablished += 1
             return

@@ -228,6 +228,8 @@ def value(config: dict[str, Any], key: str, kind: type | tuple[type, ...], defau
 
     A key that is absent gives ``default``, or KeyError when that is None.
     """
+    if not isinstance(config, dict):
+        raise ConfigError(f"an object with {key} expected, got {config!r}")
     found = config[key] if default is None else config.get(key, default)
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if not isinstance(found, kinds) or (isinstance(found, bool) and bool not in kinds):

@@ -26,7 +26,10 @@ def message(kind: int, index: int, **fields: Any) -> bytes:
 
 def fields(data: bytes) -> dict[str, Any]:
     """The JSON fields of a message; ValueError when there are none."""
-    found = json.loads(data[HEADER_BYTES:])
+    try:
+        found = json.loads(data[HEADER_BYTES:])
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     if not isinstance(found, dict):
         raise ValueError("a JSON object expected")
     return found

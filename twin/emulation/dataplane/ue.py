@@ -87,7 +87,7 @@ class UeProgram:
         # The data path looks only at these two; both hold attached UEs only.
         self._sending: dict[bytes, UeState] = {}
         self._receiving: dict[bytes, UeState] = {}
-        gnb = config["gnb"]
+        gnb = value(config, "gnb", dict)
         net.ipv4(gnb["address"], "gnb.address")
         self._gnb_boot = b""
         self._gnb_seen_ns = 0

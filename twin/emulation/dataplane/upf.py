@@ -42,9 +42,10 @@ class Upf:
 
     def __init__(self, loop: Loop, config: dict[str, Any], control: str) -> None:
         self.node = value(config, "node", str)
-        bind = value(config["n3"], "bind", str)
+        n3 = value(config, "n3", dict)
+        bind = value(n3, "bind", str)
         self._n3_address = net.ipv4(bind, "n3.bind")
-        n3_port = int(number(config["n3"], "port", 1, 65535, gtpu.PORT))
+        n3_port = int(number(n3, "port", 1, 65535, gtpu.PORT))
         n4_port = int(number(config, "n4_port", 1, 65535, N4_PORT))
         self._pool, self._pool_bits = net.prefix(config["ue_pool"], "ue_pool")
         mtu_bytes = int(number(config, "mtu", 576, 9000, 1400))
@@ -175,7 +176,7 @@ class Upf:
                 reply["ok"] = True
             except (ConfigError, gtpu.GtpError) as error:
                 reply.update(ok=False, error=str(error))
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 self._malformed += 1
                 continue
             reply["started"] = self._started_ns
@@ -215,7 +216,10 @@ class Upf:
             self._by_teid[struct.pack("!I", session.teid)] = session
         gnb = value(request, "gnb", str)
         net.ipv4(gnb, "gnb")
-        session.gnb = (gnb, int(number(request, "port", 1, 65535, gtpu.PORT)))
+        peer = (gnb, int(number(request, "port", 1, 65535, gtpu.PORT)))
+        if session.gnb[1] and session.gnb != peer:
+            self._reply(gtpu.end_marker(session.dl.teid), session.gnb)  # handed over: the old gNB gets no more
+        session.gnb = peer
         session.qfi = int(number(request, "qfi", 0, 63))
         session.dl = gtpu.Encapsulation(int(number(request, "teid", 1, 0xFFFFFFFF)), session.qfi, gtpu.PDU_DOWNLINK)
         return {"teid": session.teid}

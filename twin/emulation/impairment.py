@@ -358,8 +358,9 @@ class LinkHandle:
     def replug(self, which_end: Literal["a", "b"], new_netns_pid: int) -> tuple[End, ...]:
         """Put one end into the namespace of a restarted container, with its old name, MAC and shaping.
 
-        Returns the ends that are new interfaces (a veth pair dies as a whole: both) and so need their
-        addresses and routes again. A bridge port of the same name is taken back by Open vSwitch itself.
+        Returns the ends that are new interfaces and so need their addresses and routes again: with a relay
+        that one, else both, because a veth pair dies as a whole. Open vSwitch does not notice that a port's
+        interface is a new one: remove the port, add it in a second transaction, then restore its shaper.
         """
         if which_end not in ("a", "b"):
             raise LinkError(f"link {self.name}: end must be one of a, b, got {which_end!r}")

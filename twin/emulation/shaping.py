@@ -218,11 +218,14 @@ class Shaper:
             return stats
 
     def restore(self) -> None:
-        """Put the tree back on an interface of the same name that was created again."""
+        """Put the tree back: on an interface of the same name that was created again, or where another
+        program removed it (Open vSwitch does, when the interface becomes a port)."""
         with self._lock, self._netlink() as netlink:
-            self._installed = False
             try:
                 index = self._index(netlink)
+                if self._installed:
+                    netlink.delete_root_qdisc(index)
+                    self._installed = False
                 self._apply(netlink, index)
                 for one in self._classes.values():
                     self._plant(netlink, index, one)

@@ -137,7 +137,7 @@ def test_two_runs_side_by_side_show_that_slicing_matters(
     page = show(path)
     assert page.locator("h1").all_inner_texts() == ["small: slicing on", "small: slicing off"]
     text = page.locator("#contrast").inner_text()
-    assert "Round trip of probe packets under congestion" in text
+    assert "One-way downlink delay under congestion" in text
     assert "The slices are apart" in text and "The slices are together" in text
     first, second = (page.locator(".plot").nth(n) for n in range(2))
     assert first.bounding_box()["y"] == second.bounding_box()["y"]

@@ -160,11 +160,12 @@ def _tile(view: RunView, slice_: dict[str, Any], colour: str) -> dict[str, Any]:
 def _contrast(views: Sequence[RunView]) -> list[dict[str, Any]]:
     """Delay of the slices in both runs as bars on one logarithmic scale, the first thing to see.
 
-    Of the delays that a run has, the one that most slices of both runs have, so that like is set
-    against like. The 95th percentile over the intervals shows the time of congestion, which a mean
+    The first of the delays that at least two slices of both runs have, so that like is set against
+    like. The 95th percentile over the intervals shows the time of congestion, which a mean
     would hide.
     """
-    kpi = max(_CONTRASTED, key=lambda name: min(len(_delays(view, name)) for view in views))
+    counts = {kpi: min(len(_delays(view, kpi)) for view in views) for kpi in _CONTRASTED}
+    kpi = next((kpi for kpi, count in counts.items() if count > 1), max(counts, key=lambda kpi: counts[kpi]))
     found: list[dict[str, Any]] = []
     for view in views:
         delays = _delays(view, kpi)

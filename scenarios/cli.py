@@ -478,7 +478,7 @@ def _explain(error: Exception, debug: bool) -> int:
             text = unknown(
                 "command",
                 match[1],
-                [info.name or getattr(info.callback, "__name__", "") for info in app.registered_commands],
+                [str(info.name or getattr(info.callback, "__name__", "")) for info in app.registered_commands],
             )
         _say(f"twin: {text.replace('Value error, ', '')}{hint}")
         return ExitCode.USAGE

@@ -169,7 +169,8 @@ def _refused_params(spec: ControllerSpec, topology: Topology) -> str | None:
     """
     if not is_builtin(spec.controller):
         return None
-    context = ControllerContext(topology=topology, scope=spec.scope, interval_s=spec.interval_s, seed=0)
+    scope = spec.scope or tuple(item for item in entities_of(topology) if not item.startswith("ue:"))
+    context = ControllerContext(topology=topology, scope=scope, interval_s=spec.interval_s, seed=0)
     make: Any = controller_class(spec.controller)
     known = [name for name in inspect.signature(make).parameters if name != "context"]
     for name in spec.params:

@@ -111,7 +111,7 @@ def test_show_list_export_and_compare_work_on_what_run_wrote(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["bogus"], 2, "twin: No such command 'bogus'"),
+        (["bogus"], 2, "twin: no command named bogus; known: run, validate, "),
         (["run"], 2, "Missing argument"),
         (["run", "quikstart"], 2, "no scenario named quikstart (did you mean quickstart?); known: "),
         (["run", "nowhere/x.twin.yml"], 2, "nowhere/x.twin.yml: no such file"),

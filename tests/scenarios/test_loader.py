@@ -205,6 +205,19 @@ MISTAKES = {
         "controllers[0].use: no controller named rulebased (did you mean rule_based?); "
         "known: peak_alloc, rule_based, static",
     ),
+    "unknown parameter of a controller": (
+        '    scope: ["slice:embb"]',
+        "    params: {knob: [prb_share]}",
+        "params:",
+        "controllers[0].params: unknown parameter knob (did you mean knobs?); "
+        "rule_based has: knobs, high, low, step, minimum, budget",
+    ),
+    "bad parameter of a controller": (
+        '    scope: ["slice:embb"]',
+        "    params: {low: 2}",
+        "params:",
+        "controllers[0].params: low must be a number in [0, 1], got 2",
+    ),
     "unknown scope": (
         '["slice:embb"]',
         '["slice:urllc"]',

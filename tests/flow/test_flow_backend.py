@@ -196,7 +196,8 @@ def test_max_min_with_demand_limits() -> None:
 def test_delay_is_the_sum_of_the_links() -> None:
     _, seen = after(line(link={"delay_s": 0.02}), streams([1e6]))
     forwarding_s = 5 * c.FORWARD_S
-    assert 0.021 + forwarding_s <= seen.value("slice:x", "delay_dl_p50_s") <= 0.0225 + forwarding_s
+    # half a slot of 1 ms, and little else at this load
+    assert seen.value("slice:x", "delay_dl_p50_s") == pytest.approx(0.0205 + forwarding_s, abs=0.0002)
     assert seen.value("slice:x", "rtt_p50_s") == pytest.approx(2 * seen.value("slice:x", "delay_dl_p50_s"), abs=0.001)
     _, shaky = after(line(link={"delay_s": 0.02, "jitter_s": 0.01}), streams([1e6]))
     assert shaky.value("slice:x", "delay_dl_p99_s") > 0.029
@@ -259,7 +260,7 @@ def test_requests_are_answered_within_the_cpu_limit() -> None:
     topology = line(service="request", app={"cpu_ms_per_request": 10.0, "cpu_millicores": 200.0})
     capacity = 0.2 / (0.01 + c.REQUEST_CPU_S)
     session, seen = after(topology, streams([5.0], service="request"), 20)
-    assert seen.value("node:app", "cpu_used_millicores") == pytest.approx(5 * (10 + 0.3), rel=0.01)
+    assert seen.value("node:app", "cpu_used_millicores") == pytest.approx(5 * (10 + 1000 * c.REQUEST_CPU_S), rel=0.01)
     calm_s = seen.value("slice:x", "response_p50_s")
     session.apply([Action("slice:x", "demand_factor", 8.0)])
     for count in range(22, 40):

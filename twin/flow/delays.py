@@ -5,8 +5,10 @@ delay = propagation + jitter + serialisation + waits at resources + MAC slots + 
 - propagation: sum of the links' delays, and a constant per node that forwards;
 - jitter: uniform in [-j, j] per link;
 - waits at a resource with load below 1: M/D/1 (:mod:`twin.flow.queueing`), service = one packet;
-- MAC: a packet waits for the next slot, uniform in a slot (longer when the CPU misses slots), takes
-  one slot on air, and waits M/D/1 for PRBs with service = one slot;
+- MAC: a packet waits for the next slot, uniform in a slot (longer when the CPU misses slots), and
+  M/D/1 for PRBs with service = one slot; what a slot grants arrives with the slot's work done;
+- gNB CPU: the work of the packet itself, and an M/D/1 wait behind that of others, both at full speed:
+  a limit (CFS quota) slows nothing down until it is spent, and then shows as missed slots and backlog;
 - fluid backlog: linear from the step's start to its end.
 """
 
@@ -79,7 +81,7 @@ def _gnb_waits(network: Network, step: Step, chosen: NDArray[np.int64], count: i
     pools = network.ue_pool[network.lane_ue[chosen]]
     ways = np.where(network.lane_down[chosen], 0, 1)
     missed = np.minimum(step.missed[pools], _MOST_MISSED)
-    waits: Array = c.SLOT_S * (1 + rng.random((chosen.size, count)) / (1 - missed)[:, None])
+    waits: Array = c.SLOT_S * rng.random((chosen.size, count)) / (1 - missed)[:, None]
     # a UE with a backlog waits for that, not for the chance that its pool is busy
     room_s = np.where(step.radio_delay_s.max(axis=0)[chosen] > 0, 0.0, _MOST_SLOTS * c.SLOT_S)[:, None]
     for pool in np.unique(pools):
@@ -90,10 +92,10 @@ def _gnb_waits(network: Network, step: Step, chosen: NDArray[np.int64], count: i
                 shape = (int(inside.sum()), count)
                 waits[inside] += draw_waits(rng, shape, load, md1_wait_s(load, c.SLOT_S), room_s[inside])
         inside = pools == pool
-        load = float(step.cpu_load[pool])
+        load = float(step.cpu_used[pool])
+        waits[inside] += step.work_s[chosen][inside][:, None]
         if load > _NEGLIGIBLE_LOAD:
-            # the work of a whole slot is done in one go
-            service_s = min(load, 1.0) * c.SLOT_S
+            mean_work_s = load / max(1.0, float((step.gnb_packets * (network.ue_pool[network.lane_ue] == pool)).sum()))
             shape = (int(inside.sum()), count)
-            waits[inside] += service_s + draw_waits(rng, shape, load, md1_wait_s(load, service_s), room_s[inside])
+            waits[inside] += draw_waits(rng, shape, load, md1_wait_s(load, mean_work_s), room_s[inside])
     return waits

@@ -12,6 +12,10 @@ At each stage the backlog follows the fluid equation  db/dt = arrivals - rate, s
     b' = min(buffer, max(0, b + (arrivals - rate) dt)),    rate <= arrivals + b/dt
 
 and what exceeds the buffer is dropped. Backlog stands where the lane's rate is limited.
+
+Known differences from a network of real queues: a full queue shared by lanes drops what exceeds the
+fair share, while tail drop takes from all in proportion, small lanes included; probe packets and
+requests for streams take no capacity.
 """
 
 from __future__ import annotations
@@ -36,7 +40,9 @@ class Step:
     ``wired_delay_s`` and ``radio_delay_s``: fluid queueing delay at the start and at the end of the
     step, shape (2, lanes). ``row_load``: of the wired resources. ``prbs``: mean PRBs per slot of each
     UE, shape (2, ues), downlink first. Per pool: ``prb_load`` (2, pools), ``cpu_used`` in CPUs,
-    ``cpu_load`` and ``missed`` (share of slots without CPU). ``slice_cpu``: CPUs, shape (slices,).
+    ``cpu_load`` and ``missed`` (share of slots without CPU). ``slice_cpu``: CPUs that the slice's part
+    of the gNB used, wake-ups included, shape (slices,). ``work_s``: CPU time of one packet at the gNB;
+    ``gnb_packets``: packets/s through it, both per lane.
     """
 
     start_s: float
@@ -56,6 +62,8 @@ class Step:
     cpu_load: Array
     missed: Array
     slice_cpu: Array
+    work_s: Array
+    gnb_packets: Array
 
 
 class Fluid:
@@ -128,6 +136,8 @@ class Fluid:
             cpu_load=gnb.cpu_load,
             missed=gnb.missed,
             slice_cpu=gnb.slice_cpu,
+            work_s=gnb.work_s,
+            gnb_packets=gnb.rate / net.lane_bits,
         )
 
     def _loss_ratio(self, bits: Array, rng: np.random.Generator) -> Array:
@@ -264,8 +274,14 @@ class Fluid:
             served = np.where(unit_need > 0, taken * per_prb / unit_need, 0.0)
             prb_load = np.where(prbs > 0, np.stack([np.bincount(pool_of, row, pools) for row in taken]) / prbs, 0.0)
         rate = need * np.minimum(1.0, self._of_lane(served))
-        slice_cpu: Array = np.bincount(net.lane_slice, rate * lane_cost, len(net.slices)).astype(np.float64)
-        return _GnbShare(rate, taken, prb_load, used, cpu_load, missed, slice_cpu)
+        work_s = lane_cost * net.lane_bits
+        # An idle program wakes up for every packet, a busy one finds the next waiting.
+        waking_s = (c.GNB_PACKET_NS + c.WAKE_NS * (1 - np.minimum(1.0, cpu_load))) * 1e-9
+        spent = rate / net.lane_bits * np.maximum(work_s, waking_s[pool_of[net.lane_ue]])
+        # ... as far as its limit lets it
+        allowed = np.minimum(1.0, cpus / np.maximum(np.bincount(pool_of[net.lane_ue], spent, pools), 1e-12))
+        slice_cpu = np.bincount(net.lane_slice, spent * allowed[pool_of[net.lane_ue]], len(net.slices))
+        return _GnbShare(rate, taken, prb_load, used, cpu_load, missed, slice_cpu.astype(np.float64), work_s)
 
     def _work_ns(self) -> Array:
         net = self._network
@@ -293,3 +309,4 @@ class _GnbShare:
     cpu_load: Array
     missed: Array
     slice_cpu: Array
+    work_s: Array

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from twin.flow import constants as c
 from twin.flow.fluid import Step
 from twin.flow.maxmin import Array
 from twin.flow.network import Network
-from twin.flow.queueing import draw_waits, multi_server_wait_s
+from twin.flow.queueing import MAX_LOAD, draw_waits, multi_server_wait_s
 
 _CFS_PERIOD_S = 0.1
 
@@ -84,17 +85,28 @@ class Servers:
         return self._network.nodes[app].replicas * self._network.process_cpus(app) / self.work_s(app)
 
     def server_time_s(self, app: str, load: float, count: int, rng: np.random.Generator) -> Array:
-        """Wait and service of ``count`` requests, shape (count,).
+        """Wait and service of ``count`` requests, shape (count,); ``load`` of what the CPU limit allows.
 
-        A request shorter than the quota of a CFS period is served at full speed; the limit shows as
-        load, and as backlog when there is more work than it allows.
+        A worker runs at full speed until the quota of a CFS period is spent, enough for a burst of k
+        requests, and at the limit's rate on average. So a request waits M/D/1 at full speed, and, when
+        the queue at the limit's rate would be longer than k, for that excess. For the latter the
+        diffusion approximation of M/D/1 says P(Q > k) = load * exp(-2 k (1 - load) / load) and an
+        exponential excess with the mean of the wait of those who wait (Kleinrock vol. 2, section 2.7).
         """
+        servers = self._network.nodes[app].replicas
         speed = self._network.process_cpus(app)
         work_s = self.work_s(app)
-        slowed_s = work_s / speed
-        service_s = work_s if work_s <= speed * _CFS_PERIOD_S else slowed_s
-        mean_s = multi_server_wait_s(load, slowed_s, self._network.nodes[app].replicas)
-        waits = draw_waits(rng, (count,), load, mean_s, c.REQUEST_TIMEOUT_S)
+        burst = speed * _CFS_PERIOD_S / work_s
+        full_load = load * speed
+        waits = draw_waits(
+            rng, (count,), full_load, multi_server_wait_s(full_load, work_s, servers), c.REQUEST_TIMEOUT_S
+        )
+        if speed < 1 and load > 0:
+            excess = min(load, MAX_LOAD)
+            likely = excess * math.exp(-2 * servers * burst * (1 - excess) / excess)
+            mean_s = multi_server_wait_s(excess, work_s / speed, servers) / excess
+            waits += draw_waits(rng, (count,), likely, likely * mean_s, c.REQUEST_TIMEOUT_S)
+        service_s = work_s if burst >= 1 else work_s / speed
         backlog_s = self._backlog[app] / self.capacity_per_s(app)
         times: Array = waits + service_s + backlog_s
         return times

@@ -187,13 +187,15 @@ class FlowSession:
         both = working.reshape(-1, 2).all(axis=1) & active
         trips = delays[0::2] + delays[1::2]
         tally.rtts.append(Sample(trips, np.where(both, step.length_s / draws, 0.0)))
-        responses = np.zeros_like(trips)
+        responses, server_times = np.zeros_like(trips), np.zeros_like(trips)
         weights = np.zeros(active.size)
         for number, flow in enumerate(self._load.flows):
             if flow.service == "request" and both[number] and tally.served[-1].answered[number] > 0:
                 server = self._servers.server_time_s(
                     flow.app, tally.served[-1].app_load[flow.app], draws, self._request_rng
                 )
+                server_times[number] = server
                 responses[number] = c.ROUND_TRIPS_PER_REQUEST * trips[number] + server
                 weights[number] = tally.served[-1].answered[number] / draws
         tally.responses.append(Sample(responses, weights))
+        tally.server_times.append(Sample(server_times, weights))

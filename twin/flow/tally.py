@@ -39,6 +39,7 @@ class Tally:
     delays: list[Sample] = field(default_factory=list)
     rtts: list[Sample] = field(default_factory=list)
     responses: list[Sample] = field(default_factory=list)
+    server_times: list[Sample] = field(default_factory=list)
     jitter: list[Array] = field(default_factory=list)
     served: list[Served] = field(default_factory=list)
     active: list[NDArray[np.bool_]] = field(default_factory=list)
@@ -97,19 +98,19 @@ class Tally:
         yield from self._percentiles(entity, "rtt", self.rtts, flows)
         requests = [flow for flow in flows if net.load.flows[flow].service == "request"]
         if requests and any(served.asked[requests].sum() > 0 for served in self.served):
-            yield from self._requests(entity, requests)
+            yield from self._requests(entity, requests, self.responses)
 
     def _jitter(self, lanes: Sequence[int]) -> float:
         weights = np.array([step.delivered_bits[lanes] for step in self.steps])
         values = np.array([jitter[lanes] for jitter in self.jitter])
         return float((weights * values).sum() / weights.sum())
 
-    def _requests(self, entity: str, flows: Sequence[int]) -> Iterator[tuple[str, str, float]]:
+    def _requests(self, entity: str, flows: Sequence[int], times: Iterable[Sample]) -> Iterator[tuple[str, str, float]]:
         answered = sum(float(served.answered[flows].sum()) for served in self.served)
         yield entity, "requests_per_s", answered / self._span_s
         failed = sum(float(served.failed[flows].sum()) for served in self.served)
         yield entity, "request_failures_per_s", failed / self._span_s
-        yield from self._percentiles(entity, "response", self.responses, flows)
+        yield from self._percentiles(entity, "response", times, flows)
 
     @staticmethod
     def _percentiles(
@@ -192,7 +193,7 @@ class Tally:
             yield entity, "replicas", float(state.replicas)
             flows = [number for number, flow in enumerate(net.load.flows) if flow.app == name]
             if flows:
-                yield from self._requests(entity, flows)
+                yield from self._requests(entity, flows, self.server_times)
 
     def _sessions(self, name: str) -> int:
         net = self.network
@@ -203,14 +204,37 @@ class Tally:
         """CPUs that a node used."""
         net = self.network
         if name in net.gnbs:
-            inside = [index for index, pool in enumerate(net.pools) if pool.gnb == name]
-            return self._mean(float(step.cpu_used[inside].sum()) for step in self.steps)
+            return self._mean(self._gnb_cpus(name))
         if name in net.apps and net.apps[name].service == "request":
             return sum(float(served.app_cpu_s.get(name, 0.0)) for served in self.served) / self._span_s
         row = {key: index for index, key in enumerate(net.wired.names)}.get(("cpu", name))
         if row is None:
             return 0.0
-        return self._mean(float(net.wired.usage[row] @ step.wired_rate) for step in self.steps)
+        return self._mean(self._program_cpus(name, row))
+
+    def _program_cpus(self, name: str, row: int) -> Iterator[float]:
+        """CPUs of a node's packet programs: the work, and waking up as far as they have time to sleep."""
+        net = self.network
+        programs = c.UE_PROGRAMS if name in net.groups else 1
+        crossing = net.wired.usage[row] > 0
+        for step in self.steps:
+            busy = float(net.wired.usage[row] @ step.wired_rate)
+            packets = float((step.wired_rate / net.lane_bits)[crossing].sum())
+            idle = max(0.0, 1 - float(step.row_load[row]))
+            yield min(busy + programs * packets * c.WAKE_NS * 1e-9 * idle, float(net.wired.capacity[row]))
+
+    def _gnb_cpus(self, name: str) -> Iterator[float]:
+        net = self.network
+        pools = net.ue_pool[net.lane_ue]
+        here = np.array([pool.gnb == name for pool in net.pools], dtype=bool)
+        slices = len(net.slices)
+        # a slice may have a part at several gNBs: split what it used by the work done here
+        for step in self.steps:
+            work = step.gnb_packets * step.work_s
+            total = np.bincount(net.lane_slice, work, slices)
+            mine = np.bincount(net.lane_slice, work * here[pools] if here.size else work, slices)
+            share = np.divide(mine, total, out=np.zeros(slices), where=total > 0)
+            yield float(share @ step.slice_cpu)
 
     def _full(self, name: str) -> Iterator[float]:
         """Whether the CPU limit of a node was reached, per step."""

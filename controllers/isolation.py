@@ -154,9 +154,13 @@ class Worker:
             return self._fail(f"answer of {size} bytes, at most {MAX_REPLY_BYTES} allowed")
         if len(self._in) < 4 + size:
             return None
-        reply = json.loads(bytes(self._in[4 : 4 + size]))
+        body = bytes(self._in[4 : 4 + size])
         del self._in[: 4 + size]
-        return self._understand(reply)
+        try:
+            return self._understand(json.loads(body))
+        except (ValueError, KeyError, TypeError) as error:
+            # Only a controller that writes into the channel itself gets here.
+            return self._fail(f"answer is not understood: {type(error).__name__}: {error}")
 
     def _understand(self, reply: dict[str, object]) -> Decision | None:
         if reply["kind"] == "ready":

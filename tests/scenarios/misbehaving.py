@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Sequence
 
@@ -113,3 +114,11 @@ class NeverReady(Good):
 
     def __init__(self, context: ControllerContext) -> None:
         raise OSError(f"no model file for {context.scope[0]}")
+
+
+class Scribbles(Good):
+    """Writes nonsense into the channel to the engine."""
+
+    def act(self) -> Sequence[Action]:
+        os.write(int(sys.argv[1]), b"\0\0\0\3abc" if self.value == 500 else b"\xff" * 9)
+        return super().act()

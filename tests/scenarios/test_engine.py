@@ -234,6 +234,11 @@ def test_a_controller_acts_at_its_interval_and_is_shown_every_observation(execut
         ("Raises", "act() raised RuntimeError: no idea"),
         ("ObserveRaises", "observe() raised KeyError: 'at 1'"),
         ("Exits", "process exited with code 3; started again (1 of 3)"),
+        (
+            "Scribbles",
+            "answer is not understood: JSONDecodeError: Expecting value: line 1 column 1 (char 0); "
+            "started again (1 of 3)",
+        ),
     ],
 )
 def test_a_controller_that_fails_is_recorded_and_its_last_action_stays(execute: Any, cls: str, text: str) -> None:
@@ -387,25 +392,46 @@ def test_a_host_that_is_late_is_recorded_as_overloaded(execute: Any) -> None:
     assert reader.series("run", "engine_cpu_millicores")[0].size == 10
 
 
-def test_a_slow_controller_does_not_slow_a_real_time_run(execute: Any) -> None:
+def real_time() -> FakeBackend:
+    """A backend whose clock is the wall clock."""
     backend = FakeBackend(deterministic=False)
     start: list[float] = []
 
-    def real_time(until_s: float) -> None:
+    def wait(until_s: float) -> None:
         start.append(time.monotonic())
-        # The clock of a real-time backend: wait for the end of the interval.
         threading.Event().wait(max(0.0, start[0] + until_s - start[-1]))
 
-    backend.before_advance = real_time
+    backend.before_advance = wait
+    return backend
+
+
+def test_a_slow_controller_does_not_slow_a_real_time_run(execute: Any) -> None:
+    start_s = time.monotonic()
     result, reader = execute(
-        spec("Slow", interval_s=0.1, time_limit_s=1.0), backend=backend, duration_s=1.2, interval_s=0.1
+        spec("Slow", interval_s=0.1, time_limit_s=1.0), backend=real_time(), duration_s=1.2, interval_s=0.1
     )
-    assert result.status == "VALID" and start[-1] - start[0] < 1.6
+    assert result.status == "VALID" and time.monotonic() - start_s < 3
     # 0.3 s a decision: at most one for every third interval, applied when it came.
     assert 2 <= len(reader.actions()) <= 4
     assert reader.series("controller:c", "decision_time_s")[1].min() >= 0.3
     assert reader.series("controller:c", "action_to_effect_s")[1].max() < 0.2
     assert reader.series("controller:c", "faults")[1][-1] == 0
+
+
+def test_a_hung_controller_does_not_slow_a_real_time_run(execute: Any) -> None:
+    start_s = time.monotonic()
+    result, reader = execute(
+        spec("Hangs", interval_s=0.1, time_limit_s=0.4),
+        spec("Good", "other", interval_s=0.1),
+        backend=real_time(),
+        duration_s=1.5,
+        interval_s=0.1,
+    )
+    assert result.status == "VALID" and time.monotonic() - start_s < 4
+    assert reader.series("controller:c", "faults")[1][-1] >= 1
+    assert any("no decision within 0.4 s" in event.text for event in reader.events())
+    # The other one is asked in every interval meanwhile.
+    assert sum(row.source == "controller:other" for row in reader.actions()) >= 12
 
 
 def test_two_runs_write_the_same_rows(execute: Any) -> None:

@@ -22,12 +22,15 @@ BATCH = 64
 MAX_SESSIONS = 65536
 
 
+COUNTERS = ("ul_bytes", "ul_packets", "dl_bytes", "dl_packets")
+
+
 class Session:
-    """One PDU session: the UE's address and the two tunnel endpoints."""
+    """One PDU session: the UE's address and the two tunnel endpoints; it counts on from the UE's earlier sessions."""
 
     __slots__ = ("address", "dl", "dl_bytes", "dl_packets", "gnb", "qfi", "teid", "ue", "ul_bytes", "ul_packets")
 
-    def __init__(self, ue: str, address: bytes, teid: int) -> None:
+    def __init__(self, ue: str, address: bytes, teid: int, earlier: Session | None) -> None:
         self.ue = ue
         self.address = address
         self.teid = teid
@@ -35,6 +38,9 @@ class Session:
         self.qfi = 0
         self.dl = gtpu.Encapsulation(0, 0, gtpu.PDU_DOWNLINK)
         self.ul_bytes = self.ul_packets = self.dl_bytes = self.dl_packets = 0
+        if earlier is not None:
+            for name in COUNTERS:
+                setattr(self, name, getattr(earlier, name))
 
 
 class Upf:
@@ -58,7 +64,7 @@ class Upf:
         self._by_address: dict[bytes, Session] = {}
         self._by_teid: dict[bytes, Session] = {}
         self._dl_unknown = self._ul_unknown = self._spoofed = self._malformed = self._send_errors = 0
-        self._gone = {"ul_bytes": 0, "ul_packets": 0, "dl_bytes": 0, "dl_packets": 0}
+        self._ended: dict[str, Session] = {}
         self._tun = net.open_tun(tun_name, mtu_bytes)
         netlink = net.Netlink()
         netlink.add_route(tun_name, self._pool, self._pool_bits)
@@ -210,7 +216,8 @@ class Upf:
         if session is None:
             if len(self._by_id) >= MAX_SESSIONS:
                 raise ConfigError(f"at most {MAX_SESSIONS} sessions")
-            session = Session(value(request, "ue", str), address, self._next_teid)
+            ue = value(request, "ue", str)
+            session = Session(ue, address, self._next_teid, self._ended.pop(ue, None))
             self._next_teid = (self._next_teid + 1) & 0xFFFFFFFF or 1
             self._by_id[session.ue] = self._by_address[address] = session
             self._by_teid[struct.pack("!I", session.teid)] = session
@@ -228,18 +235,16 @@ class Upf:
         del self._by_id[session.ue]
         del self._by_address[session.address]
         del self._by_teid[struct.pack("!I", session.teid)]
-        for name in self._gone:
-            self._gone[name] += getattr(session, name)
+        self._ended[session.ue] = session
 
     def _stats(self, request: dict[str, Any]) -> Reply:
         no_more(request)
-        names = tuple(self._gone)
-        sessions = self._by_id.values()
+        sessions = [*self._by_id.values(), *self._ended.values()]
         return {
             "time_ns": time.monotonic_ns(),
             "started_ns": self._started_ns,
             "sessions": len(self._by_id),
-            **{name: self._gone[name] + sum(getattr(session, name) for session in sessions) for name in names},
+            **{name: sum(getattr(session, name) for session in sessions) for name in COUNTERS},
             "dl_unknown_ue": self._dl_unknown,
             "ul_unknown_teid": self._ul_unknown,
             "ul_spoofed": self._spoofed,
@@ -248,7 +253,8 @@ class Upf:
             "ues": {
                 session.ue: {
                     "address": ".".join(str(octet) for octet in session.address),
-                    **{name: getattr(session, name) for name in names},
+                    "attached": session.ue in self._by_id,
+                    **{name: getattr(session, name) for name in COUNTERS},
                 }
                 for session in sessions
             },

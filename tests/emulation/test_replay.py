@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twin.emulation.client import ProgramError
+from twin.emulation.client import ProgramDownError
 from twin.emulation.replay import Replay, steps
 from twin.load import Activity, Flow, Load
 
@@ -16,7 +16,7 @@ class Recorder:
 
     def _take(self, *call: object) -> None:
         if self.down:
-            raise ProgramError("phones: no answer")
+            raise ProgramDownError("phones: no answer")
         self.calls.append(call)
 
     def attach(self, ue: str) -> None:

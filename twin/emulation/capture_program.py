@@ -16,6 +16,8 @@ import time
 _SOL_PACKET, _PACKET_STATISTICS = 263, 6
 _FLUSH_S = 0.2
 _SNAP_BYTES = 65_535
+_ARPHRD_NONE = 65_534
+_LINKTYPE_ETHERNET, _LINKTYPE_RAW = 1, 101
 
 
 def main() -> None:
@@ -27,8 +29,11 @@ def main() -> None:
     captured = 0
     running = True
     with open(path, "wb") as file:  # noqa: PTH123 - pathlib costs 10 ms at start-up
-        # Magic of nanosecond pcap, version 2.4, link type 1 (Ethernet).
-        file.write(struct.pack("=IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, _SNAP_BYTES, 1))
+        # A TUN carries bare IP packets.
+        bare = packets.getsockname()[3] == _ARPHRD_NONE
+        # Magic of nanosecond pcap, version 2.4.
+        link_type = _LINKTYPE_RAW if bare else _LINKTYPE_ETHERNET
+        file.write(struct.pack("=IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, _SNAP_BYTES, link_type))
         file.flush()
         print("ready", flush=True)
         flushed = time.monotonic()

@@ -12,7 +12,11 @@ from typing import Any, Self
 
 
 class ProgramError(Exception):
-    """A program refused a request or does not answer; the message names the program."""
+    """A program refused a request; the message names the program and its reason."""
+
+
+class ProgramDownError(ProgramError):
+    """A program does not answer: its node was killed, or it has died."""
 
 
 class ProgramClient:
@@ -30,7 +34,7 @@ class ProgramClient:
         self._buffer = b""
 
     def wait_ready(self, deadline_s: float) -> None:
-        """Connect as soon as the program listens; ProgramError after ``deadline_s`` of monotonic time."""
+        """Connect as soon as the program listens; ProgramDownError after ``deadline_s`` of monotonic time."""
         while True:
             try:
                 with self._lock:
@@ -38,11 +42,11 @@ class ProgramClient:
                 return
             except OSError as error:
                 if time.monotonic() > deadline_s:
-                    raise ProgramError(f"{self.name}: did not open its control socket ({error})") from None
+                    raise ProgramDownError(f"{self.name}: did not open its control socket ({error})") from None
                 time.sleep(0.005)
 
     def call(self, op: str, **arguments: Any) -> dict[str, Any]:
-        """Ask ``op``; the reply without ``ok``. ProgramError when refused, silent or gone."""
+        """Ask ``op``; the reply without ``ok``. ProgramError when refused, ProgramDownError when silent or gone."""
         request = json.dumps({"op": op, **arguments}, separators=(",", ":")).encode() + b"\n"
         with self._lock:
             try:
@@ -51,7 +55,7 @@ class ProgramClient:
                 reply = json.loads(self._line(link))
             except (OSError, ValueError) as error:
                 self._drop()
-                raise ProgramError(f"{self.name}: no answer to {op} ({error or type(error).__name__})") from None
+                raise ProgramDownError(f"{self.name}: no answer to {op} ({error or type(error).__name__})") from None
         if not reply.pop("ok", False):
             raise ProgramError(f"{self.name}: {op} refused: {reply.get('error', 'no reason given')}")
         return dict(reply)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import re
 import subprocess
 import time
 from collections import defaultdict
@@ -18,7 +20,7 @@ from topologies.model import App, Container, Host, Link, Node, Switch, Ue, Upf
 from topologies.paths import Route
 from twin.emulation import programs as specs
 from twin.emulation.cgroups import Cgroup, CgroupError, quota_and_period
-from twin.emulation.client import ProgramClient, ProgramError
+from twin.emulation.client import ProgramClient, ProgramDownError, ProgramError
 from twin.emulation.containernet import Containernet
 from twin.emulation.errors import EmulationError
 from twin.emulation.images import ImageError
@@ -39,12 +41,14 @@ GUEST_ROOT = "/opt/twinbed"
 RUNTIME_ROOT = Path("/run/twinbed")
 READY_TIMEOUT_S = 10.0
 DRAIN_TIMEOUT_S = 2.0
+PATH_DRAIN_S = 0.1
 RULE_PRIORITY = 100
+KEEP_ALIVE = ("python3", "-c", "import signal; signal.pause()")
+
+NO_PYTHON = "node {node}: image {image} has no python3; TwinBed's programs need Python 3.9 or later in the image"
 
 # What can go wrong on the host, told in one line by whoever found it.
-HOST_ERRORS = (
-    ContainerError, SwitchError, ImageError, LinkError, ShapingError, CgroupError, LaunchError, ProgramError
-)
+HOST_ERRORS = (ContainerError, SwitchError, ImageError, LinkError, ShapingError, CgroupError, LaunchError, ProgramError)
 
 
 @dataclass
@@ -111,7 +115,7 @@ class Network:
         self._cookies: dict[tuple[str, str], int] = {}
         self._versions: dict[tuple[str, str], int] = {}
         self._deltas = Deltas()
-        self._drains = ThreadPoolExecutor(max_workers=1, thread_name_prefix="drain")
+        self._later = ThreadPoolExecutor(max_workers=1, thread_name_prefix="later")
 
     # --- bring-up and teardown ---------------------------------------------------------------------
 
@@ -122,9 +126,7 @@ class Network:
             progress("starting containers and switches")
             self._runtime_folder()
             self._logs.mkdir(parents=True, exist_ok=True)
-            self._net = Containernet(
-                controller=None, run_id=self._run_id, journal=self._journal, prefix=self._prefix
-            )
+            self._net = Containernet(controller=None, run_id=self._run_id, journal=self._journal, prefix=self._prefix)
             self._stack.callback(self._net.stop)
             for node in topology.nodes:
                 self._add_node(node)
@@ -138,17 +140,21 @@ class Network:
             self._connect([*topology.links, *self._replica_links()])
             for name in self._containers:
                 self._configure(name)
-            self._install_rules(list(self._pairs.values()))
+            self._install_first_rules()
             self._shape_slices()
             progress("starting programs")
             self._make_groups()
             self._start(list(specs.programs(self.plan, seed=self._seed, epoch_ns=self._epoch_ns)))
         except HOST_ERRORS as error:
-            raise EmulationError(str(error)) from error
+            raise EmulationError(self._in_own_words(str(error))) from error
+
+    def _in_own_words(self, text: str) -> str:
+        missing = re.search(r'container (\S+) \(image (\S+)\): .*"python3": executable file not found', text)
+        return NO_PYTHON.format(node=missing[1], image=missing[2]) if missing else text
 
     def down(self) -> None:
         """Remove everything; may be called twice and after a failed :meth:`up`."""
-        self._drains.shutdown(wait=True)
+        self._later.shutdown(wait=True)
         for program in self._programs.values():
             program.client.close()
             program.process.kill()
@@ -186,9 +192,11 @@ class Network:
         }
         if node.image is not None:
             options["dimage"] = node.image
+            # Not every image has a shell; one that carries a part of the user plane has Python.
+            options["dcmd"] = list(KEEP_ALIVE)
         if isinstance(node, Ue | Upf):
             options["devices"] = ["/dev/net/tun"]
-        if isinstance(node, Container) and node.command is not None:
+        if isinstance(node, Container):
             options["dcmd"] = node.command
         limited = not (isinstance(node, App) and node.name in self._replicas)
         if node.cpu_millicores is not None and limited:
@@ -327,22 +335,38 @@ class Network:
 
     # --- forwarding --------------------------------------------------------------------------------
 
-    def _install_rules(self, pairs: Sequence[Pair], *, version: int = 0) -> None:
-        """Rules of pairs, last switch of each direction first, so that a path works once it begins."""
+    def _install_first_rules(self) -> None:
+        """Rules of all pairs at once, switch by switch: nothing is sent yet."""
+        together: dict[str, list[str]] = {}
+        self._install_rules(list(self._pairs.values()), together=together)
+        for switch, rules in together.items():
+            self._net.switch_ofctl(self._net.get(switch), rules)
+
+    def _install_rules(
+        self, pairs: Sequence[Pair], *, version: int = 0, together: dict[str, list[str]] | None = None
+    ) -> None:
+        """Rules of pairs, last switch of each direction first, so that a path works once it begins.
+
+        With ``together`` they are collected there by switch and not installed.
+        """
         for pair in pairs:
             key = (pair.a.node, pair.b.node)
             cookie = self._cookies.setdefault(key, len(self._cookies) + 1)
-            by_switch: dict[str, list[str]] = {}
             for source, target, hop in pair.hops():
                 link = self.plan.topology.link_named(hop.out_link)
-                by_switch.setdefault(hop.switch, []).append(
+                rule = (
                     f"cookie={cookie << 16 | version},priority={RULE_PRIORITY + version},"
                     f"dl_src={source.mac},dl_dst={target.mac},actions=output:{self._port_number(link)}"
                 )
-            for switch, lines in by_switch.items():
-                self._net.switch_ofctl(self._net.get(switch), lines)
+                if together is None:
+                    self._net.switch_ofctl(self._net.get(hop.switch), [rule])
+                else:
+                    together.setdefault(hop.switch, []).append(rule)
 
     def _remove_rules(self, pair: Pair, version: int) -> None:
+        """Remove the rules of a path that is used no more, when what was on its way has arrived."""
+        links = [self.plan.topology.link_named(f"{a}-{b}") for a, b in itertools.pairwise(pair.route)]
+        time.sleep(PATH_DRAIN_S + sum(self._links[link.name].spec.delay_s for link in links))
         cookie = self._cookies[pair.a.node, pair.b.node] << 16 | version
         for switch in dict.fromkeys(pair.route[1:-1]):
             self._net.get(switch).dpctl("del-flows", f"cookie={cookie:#x}/-1")
@@ -357,7 +381,7 @@ class Network:
             key = (old.a.node, old.b.node)
             version = self._versions.get(key, 0)
             self._install_rules([new], version=version + 1)
-            self._remove_rules(old, version)
+            self._later.submit(self._remove_rules, old, version)
             self._versions[key] = version + 1
             self._pairs[key] = new
 
@@ -473,15 +497,17 @@ class Network:
         if name not in self._down:
             return
         changed = set()
+        plugged: list[Link] = []
         for member in self._members(name):
             node = self._containers[member]
             node.restart()
             changed.add(member)
-            for link_name, handle in self._links.items():
-                a, b = self._link_ends(link_name)
-                if member in (a, b):
-                    handle.replug("a" if member == a else "b", node.netns_pid)
-                    changed |= {end for end in (a, b) if not self._is_switch(end)}
+            for link in (*self.plan.topology.links, *self._replica_links()):
+                if member in (link.a, link.b):
+                    self._links[link.name].replug("a" if member == link.a else "b", node.netns_pid)
+                    changed |= {end for end in (link.a, link.b) if not self._is_switch(end)}
+                    plugged.append(link)
+        self._plug_again(plugged)
         self._down.discard(name)
         for other in changed:
             if other not in self._down:
@@ -490,11 +516,17 @@ class Network:
             if spec.node in self._members(name) and spec.name not in self._programs:
                 self._start([self._current(spec)])
 
-    def _link_ends(self, link_name: str) -> tuple[str, str]:
-        for link in (*self.plan.topology.links, *self._replica_links()):
-            if link.name == link_name:
-                return link.a, link.b
-        raise KeyError(link_name)
+    def _plug_again(self, links: Sequence[Link]) -> None:
+        """Make the switches take ports whose interfaces are new ones of the same name.
+
+        Two transactions: the userspace datapath keeps reading the socket of the old interface otherwise.
+        """
+        ports = [self._root_name(link, node) for link in links for node in (link.a, link.b) if self._is_switch(node)]
+        if ports:
+            self._net.vsctl([word for port in ports for word in ("--", "--if-exists", "del-port", port)])
+            self._net.vsctl([word for link in links for word in self._port_commands(link)])
+            for link in links:
+                self._shape_ports(link, self._links[link.name])
 
     def _current(self, spec: ProgramSpec) -> ProgramSpec:
         """The configuration of a program that starts late: what the knobs were set to since."""
@@ -526,13 +558,13 @@ class Network:
         for index in range(self._replicas[name], count, -1):
             balancer.call("remove", address=specs.replica_endpoint(self.plan.topology, name, index))
             self._replicas[name] = index - 1
-            self._drains.submit(self._drop_replica, name, index)
+            self._later.submit(self._drop_replica, name, index)
 
     def _drop_replica(self, app: str, index: int) -> None:
         replica = specs.replica_node(app, index)
         endpoint = specs.replica_endpoint(self.plan.topology, app, index)
         deadline_s = time.monotonic() + DRAIN_TIMEOUT_S
-        with contextlib.suppress(ProgramError):
+        with contextlib.suppress(ProgramDownError):
             while time.monotonic() < deadline_s:
                 row = self.client(app).call("stats")["replicas"].get(endpoint)
                 if row is None or row["connections"] == 0:
@@ -561,16 +593,11 @@ class Network:
         handle.set(**changes)
 
     def _make_impairable(self, link: Link, old: LinkHandle) -> LinkHandle:
-        spec = replace(old.spec, impairable=True)
-        ports = [node for node in (link.a, link.b) if self._is_switch(node)]
-        for node in ports:
-            self._net.vsctl(["--", "--if-exists", "del-port", self._root_name(link, node)])
         old.close()
-        (new,) = make_links([spec], journal=self._journal, run_id=self._run_id)
+        (new,) = make_links([replace(old.spec, impairable=True)], journal=self._journal, run_id=self._run_id)
         self._links[link.name] = new
-        if ports:
-            self._net.vsctl(self._port_commands(link))
-            self._shape_ports(link, new)
+        self._stack.callback(new.close)
+        self._plug_again([link])
         for node in (link.a, link.b):
             if not self._is_switch(node):
                 self._configure(node)
@@ -603,7 +630,7 @@ class Network:
             try:
                 program.client.wait_ready(time.monotonic() + 0.05)
                 return
-            except ProgramError:
+            except ProgramDownError:
                 if program.process.poll() is not None or time.monotonic() > deadline_s:
                     raise EmulationError(self._obituary(program)) from None
 
@@ -616,21 +643,21 @@ class Network:
         last = lines[-1][:200] if lines else "nothing"
         if code in (126, 127) or ("python3" in last and "No such file" in last):
             image = self._containers[spec.node].dimage
-            return f"node {spec.node}: image {image} has no python3; TwinBed's programs need Python 3.9 or later in it"
+            return NO_PYTHON.format(node=spec.node, image=image)
         state = "does not answer" if code is None else f"ended with exit code {code}"
         return f"program {spec.name} on node {spec.node} {state}; its last words: {last} (log: {log})"
 
     def client(self, program: str) -> ProgramClient:
-        """The control connection of a running program; ProgramError when it is down."""
+        """The control connection of a running program; ProgramDownError when it is down."""
         try:
             return self._programs[program].client
         except KeyError:
-            raise ProgramError(f"{program}: is down") from None
+            raise ProgramDownError(f"{program}: is down") from None
 
     def stats(self) -> Iterator[tuple[ProgramSpec, dict[str, Any]]]:
         """Statistics of every program that answers."""
         for program in list(self._programs.values()):
-            with contextlib.suppress(ProgramError):
+            with contextlib.suppress(ProgramDownError):
                 yield program.spec, program.client.call("stats")
 
     def check_alive(self) -> None:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from twin.emulation.client import ProgramError
+from twin.emulation.client import ProgramDownError, ProgramError
 from twin.load import Flow, Load
 
 
 class UserPlane(Protocol):
-    """What the replay needs from the running programs. Calls return quickly and may raise ProgramError."""
+    """What the replay needs from the running programs. Calls return quickly; ProgramDownError when one is down."""
 
     def attach(self, ue: str) -> None: ...
 
@@ -88,6 +88,7 @@ class Replay:
         self._active = dict.fromkeys(self._slices, 0)
         self._integrals = dict.fromkeys(self._slices, 0.0)
         self._counted_s = self._counted_from_s = clock()
+        self._error: ProgramError | None = None
         self._lock = threading.RLock()
         self._halt = threading.Event()
         self._thread = threading.Thread(target=self._run, name="replay", daemon=True)
@@ -174,7 +175,18 @@ class Replay:
                         factor = self._factors.get(flow.slice, 1.0)
                         self._try(lambda flow=flow, rate=rate * factor: self._plane.start(flow, rate))  # type: ignore[misc]
 
+    def check(self) -> None:
+        """Raise what ended the replay before its time."""
+        if self._error is not None:
+            raise self._error
+
     def _run(self) -> None:
+        try:
+            self._play_all()
+        except ProgramError as error:
+            self._error = error
+
+    def _play_all(self) -> None:
         while self._heap:
             wait_s = self._heap[0][0] - self._clock()
             if wait_s > 0:
@@ -215,6 +227,6 @@ class Replay:
         """Whether the program took the request. One that is down gets it again when it is back."""
         try:
             call()
-        except ProgramError:
+        except ProgramDownError:
             return False
         return True

@@ -12,7 +12,8 @@ from typing import Any, Self
 
 from topologies.model import Topology, TopologyError, Ue
 from twin.backend import BackendError
-from twin.emulation.capture import Capture
+from twin.emulation.capture import Capture, CaptureError
+from twin.emulation.client import ProgramError
 from twin.emulation.errors import EmulationError
 from twin.emulation.hostmeter import HostMeter
 from twin.emulation.knobs import Actuators
@@ -21,7 +22,7 @@ from twin.emulation.network import HOST_ERRORS, Network
 from twin.emulation.plan import make_plan
 from twin.emulation.proof import prove
 from twin.emulation.replay import Replay
-from twin.journal import Journal
+from twin.journal import Journal, JournalError
 from twin.load import Flow, Load
 from twin.types import Action, Kpi, Observation, Outcome, Probe
 
@@ -92,7 +93,7 @@ class EmulationSession:
             self._stack.callback(self._network.down)
             self._network.up(progress)
             for name in backend.captures:
-                self._stack.enter_context(self._capture(name, backend.folder))
+                self._stack.enter_context(self._capture(name, backend.folder, journal))
             if probe:
                 progress("probing what was declared")
                 self._probes = prove(self._network)
@@ -110,7 +111,7 @@ class EmulationSession:
             self._settle_counters()
             self._host = HostMeter()
             self._replay.start()
-        except (EmulationError, TopologyError, OSError, *HOST_ERRORS) as error:
+        except (EmulationError, TopologyError, JournalError, CaptureError, OSError, *HOST_ERRORS) as error:
             self._stack.close()
             raise BackendError(str(error)) from error
         except BaseException:
@@ -143,7 +144,11 @@ class EmulationSession:
             raise ValueError(f"time goes forward only: at {self._observed_s:g} s, asked for {until_s:g} s")
         while (left_s := until_s - self._clock()) > 0:
             time.sleep(left_s)
-        self._network.check_alive()
+        try:
+            self._network.check_alive()
+            self._replay.check()
+        except (EmulationError, ProgramError) as error:
+            raise BackendError(str(error)) from error
         span_s, read_s = self._span()
         readings = self._read()
         kpis = self._meter.kpis(until_s, span_s, readings, self._replay.active_ues())
@@ -210,10 +215,10 @@ class EmulationSession:
             if firsts:
                 self.first_packet_s = time.time() - (time.monotonic_ns() - min(firsts)) / 1e9
 
-    def _capture(self, name: str, folder: Path) -> Capture:
+    def _capture(self, name: str, folder: Path, journal: Journal) -> Capture:
         node, _, interface = name.partition(":")
         pid, name_there = self._network.place(node, interface)
-        return Capture(pid, name_there, folder / f"{node}-{interface}.pcap")
+        return Capture(pid, name_there, folder / f"{node}-{interface}.pcap", journal=journal)
 
 
 class _UserPlane:
@@ -228,7 +233,7 @@ class _UserPlane:
 
     def detach(self, ue: str) -> None:
         group = ue.rpartition(".")[0]
-        self._network.client(group).call("detach", ue=ue, wait=False)
+        self._network.client(group).call("detach", ue=ue)
 
     def start(self, flow: Flow, rate: float) -> None:
         self._network.start_flow(flow, rate)

@@ -273,6 +273,19 @@ def test_ues_attach_again_after_a_gnb_restart(chain: Chain) -> None:
     assert ue.call("stats")["attach_count"] == 4
 
 
+def test_ues_of_a_dead_container_are_released_and_those_of_a_stopped_one_come_back(chain: Chain) -> None:
+    upf, gnb, ue = running(chain, 2)
+    ue.process.send_signal(signal.SIGSTOP)
+    try:
+        wait_until(lambda: gnb.call("stats")["slices"]["embb"]["attached"] == 0, 10)
+        wait_until(lambda: upf.call("stats")["sessions"] == 0)
+        assert gnb.call("stats")["radio_lost"] == 1
+    finally:
+        ue.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: gnb.call("stats")["slices"]["embb"]["attached"] == 2)
+    assert ping(chain)
+
+
 def test_network_detach_releases_the_ue(chain: Chain) -> None:
     upf, gnb, ue = running(chain)
     gnb.call("detach", ue="phones.1")

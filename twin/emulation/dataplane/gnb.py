@@ -7,7 +7,8 @@ share of the other's packets, hence ``connect`` follows ``bind`` at once.
 
 The gNB stands in for AMF and SMF: it asks the UPF for sessions (UDP/JSON, not PFCP). It finds a dead UPF
 by GTP-U echo (§7.2 of TS 29.281) and by ICMP, a restarted one by the start time in its heartbeat answers, a lost
-session by Error Indication, and establishes sessions again.
+session by Error Indication, and establishes sessions again. A UE container that says nothing for five seconds has lost
+its radio link: its UEs are released, and told so when it speaks again.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ PATH_LOST_NS = 1_600_000_000
 N4_FIRST_RETRY_NS = 30_000_000
 N4_TIMEOUT_NS = 1_000_000_000
 RELEASE_HINT_NS = 100_000_000
+RADIO_CHECK_NS = 1_000_000_000
+RADIO_LOST_NS = 5_000_000_000
 
 Peer = tuple[str, int]
 
@@ -93,7 +96,7 @@ class UpfPath:
         try:
             self.n3.send(data)
         except ConnectionRefusedError:
-            self._lost()  # an earlier packet found no UPF process; this one was not sent either
+            self.lost()  # an earlier packet found no UPF process; this one was not sent either
             self.down_drops += 1
         except OSError:
             self.send_errors += 1
@@ -157,7 +160,7 @@ class UpfPath:
             self._checking = False
             return
         if self.up and time.monotonic_ns() - self._heard_ns > PATH_LOST_NS:
-            self._lost()
+            self.lost()
         self._echo = (self._echo + 1) & 0xFFFF
         with suppress(OSError):  # ICMP error of an earlier packet; silence is noticed anyway
             self.n3.send(gtpu.echo_request(self._echo))
@@ -172,7 +175,8 @@ class UpfPath:
             if self._checking:
                 self._reestablish_all()
 
-    def _lost(self) -> None:
+    def lost(self) -> None:
+        """The UPF is not there."""
         if self.up:
             self.up = False
             self.failures += 1
@@ -193,7 +197,7 @@ class UpfPath:
             except BlockingIOError:
                 return
             except ConnectionRefusedError:
-                self._lost()
+                self.lost()
                 continue
             except OSError:
                 self.send_errors += 1
@@ -248,6 +252,8 @@ class Gnb:
         self._next_teid = int.from_bytes(os.urandom(2), "big") << 16 | 1
         self.by_teid: dict[bytes, UeContext] = {}
         self._by_radio: dict[Peer, dict[bytes, UeContext]] = {}
+        self._heard_ns: dict[Peer, int] = {}
+        self._radio_lost: dict[Peer, int] = {}
         rows = value(config, "slices", list)
         self._shares: dict[str, float] = {}
         for row in rows:
@@ -290,6 +296,7 @@ class Gnb:
         port = int(number(radio_row, "port", 1, 65535))
         self._radio = net.udp_socket(value(radio_row, "bind", str, "0.0.0.0"), port)
         loop.add_reader(self._radio.fileno(), self._from_radio)
+        loop.every(RADIO_CHECK_NS, self._check_radio)
         self._control = ControlServer(
             loop,
             control,
@@ -389,7 +396,9 @@ class Gnb:
         if kind == radio.DATA:
             self._unknown(peer, index)
         elif kind == radio.HELLO:
-            self._to_radio(radio.header(radio.HELLO_ACK, 0) + self._boot, peer)
+            self._heard_ns[peer] = time.monotonic_ns()
+            lost = self._radio_lost.get(peer, 0).to_bytes(4, "big")
+            self._to_radio(radio.header(radio.HELLO_ACK, 0) + self._boot + lost, peer)
         elif kind in (radio.ATTACH, radio.DETACH):
             try:
                 fields = radio.fields(data)
@@ -402,6 +411,15 @@ class Gnb:
                 self.malformed += 1
         else:
             self.malformed += 1
+
+    def _check_radio(self) -> None:
+        limit_ns = time.monotonic_ns() - RADIO_LOST_NS
+        for peer in [peer for peer in self._by_radio if self._heard_ns.get(peer, 0) < limit_ns]:
+            self._radio_lost[peer] = self._radio_lost.get(peer, 0) + 1
+            for ue in list(self._by_radio[peer].values()):
+                self.detach(ue)
+        for peer in [peer for peer, heard_ns in self._heard_ns.items() if heard_ns < limit_ns]:
+            del self._heard_ns[peer]
 
     def _unknown(self, peer: Peer, index: int) -> None:
         self._radio_unknown += 1
@@ -464,6 +482,8 @@ class Gnb:
                 return  # the path check tries again when the UPF is back
             ue.asked_ns = 0
             path.attach_failures += 1
+            if reply is None:
+                path.lost()
             self._to_radio(radio.message(radio.REJECT, ue.index, txn=ue.txn, cause=cause), ue.peer)
             return
         ue.encapsulation = gtpu.Encapsulation(upf_teid, path.qfi, gtpu.PDU_UPLINK)
@@ -475,6 +495,7 @@ class Gnb:
         self.by_teid[struct.pack("!I", ue.teid)] = ue
         self._by_radio.setdefault(ue.peer, {})[radio.header(radio.DATA, ue.index)] = ue
         ue.radio.deliver = self._deliveries(ue)
+        self._heard_ns[ue.peer] = time.monotonic_ns()
         path.attach_count += 1
         path.attach_time_ns += time.monotonic_ns() - ue.asked_ns
         ue.asked_ns = 0
@@ -600,6 +621,7 @@ class Gnb:
             "work_ns_per_bit": self.mac.work_ns_per_bit,
             "cpu_ns": time.process_time_ns(),
             "radio_unknown": self._radio_unknown,
+            "radio_lost": sum(self._radio_lost.values()),
             "malformed": self.malformed,
             "n3_unknown_teid": sum(path.unknown_teid for path in self._paths.values()),
             "slices": {name: self._slice_stats(name, slots, now_ns, ues) for name in self._shares},

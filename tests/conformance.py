@@ -160,6 +160,11 @@ def _embb_runs(observation: Observation) -> bool:
     return observation.get("slice:embb", "throughput_dl_bps", 0.0) >= HEALTHY_BPS
 
 
+def _one_streams(observation: Observation) -> bool:
+    """What is left of a backlog may take a while to drain."""
+    return abs(observation.get("slice:embb", "throughput_dl_bps", 0.0) - STREAM_BPS) <= 0.1 * STREAM_BPS
+
+
 class BackendConformance:
     """The tests. ``settle``: intervals until an action must show; ``patience``: until a restart must."""
 
@@ -202,10 +207,10 @@ class BackendConformance:
         walk.phase("bandwidth", Action(embb, "bandwidth_mbps", 1.0))
         walk.phase("cpu", Action(embb, "bandwidth_mbps", 8.0), Action(embb, "cpu_millicores", 40.0))
         walk.phase("prb", Action(embb, "cpu_millicores", 300.0), Action(embb, "prb_share", 0.02))
-        walk.phase("cqi", Action(embb, "prb_share", 0.6), Action("ue:phones.1", "cqi", 0))
+        walk.phase("cqi", Action(embb, "prb_share", 0.6), Action("ue:phones.1", "cqi", 0), until=_one_streams)
         walk.phase("detached", Action("ue:phones.1", "cqi", 15), Action("ue:phones.1", "ue_state", "detached"))
         walk.phase("attached", Action("ue:phones.1", "ue_state", "attached"), until=_embb_runs)
-        walk.phase("demand", Action(embb, "demand_factor", 0.5))
+        walk.phase("demand", Action(embb, "demand_factor", 0.5), until=_one_streams)
         walk.phase("delay", Action(embb, "demand_factor", 1.0), Action("link:s1-s2", "delay_s", 0.055))
         walk.phase("loss", Action("link:s1-s2", "delay_s", 0.005), Action("link:s1-s2", "loss_ratio", 0.2))
         walk.phase("path", Action("link:s1-s2", "loss_ratio", 0.0), Action(embb, "path", "s1>s3>s2"))
@@ -255,9 +260,8 @@ class BackendConformance:
         plain = record.phases["plain"]
         assert plain.value("slice:embb", "throughput_dl_bps") == pytest.approx(4e6, rel=self.rate_tolerance)
         assert plain.value("slice:urllc", "throughput_ul_bps") >= 100e3 * (1 - self.rate_tolerance)
-        assert plain.value("slice:embb", "active_ues") == pytest.approx(2)
-        assert plain.value("slice:embb", "attached_ues") == pytest.approx(2)
-        assert plain.value("slice:urllc", "attached_ues") == pytest.approx(2)
+        for entity, name in (("embb", "active_ues"), ("embb", "attached_ues"), ("urllc", "attached_ues")):
+            assert plain.value(f"slice:{entity}", name) == pytest.approx(2, rel=0.01)
         assert 0.005 <= plain.value("slice:embb", "delay_dl_p50_s") <= 0.05
         assert plain.value("slice:embb", "rtt_p50_s") >= 0.01
         answered = sum(seen.get("node:api", "requests_per_s", 0.0) for seen in record.observations)
@@ -317,7 +321,7 @@ class BackendConformance:
 
     def test_detach_and_attach(self, record: Record) -> None:
         assert record.phases["detached"].value("ue:phones.1", "throughput_dl_bps") == 0
-        assert record.phases["detached"].value("slice:embb", "attached_ues") == pytest.approx(1)
+        assert record.phases["detached"].value("slice:embb", "attached_ues") == pytest.approx(1, rel=0.01)
         assert _embb_runs(record.phases["attached"].seen[-1])
 
     def test_demand_factor(self, record: Record) -> None:
@@ -338,7 +342,7 @@ class BackendConformance:
     def test_node_limits_show(self, record: Record) -> None:
         limited = record.phases["node limits"]
         assert limited.value("node:api", "replicas") == 2
-        assert limited.value("node:api", "cpu_limit_millicores") == pytest.approx(200)
+        assert limited.value("node:api", "cpu_limit_millicores") == pytest.approx(400)  # of both replicas
         assert limited.value("node:video", "memory_limit_bytes") == pytest.approx(256 * 2**20)
 
     @pytest.mark.parametrize("what", ["link", "node"])

@@ -184,7 +184,7 @@ class Tally:
         sessions = self._sessions(name)
         yield entity, "cpu_used_millicores", 1000 * self._cpus(name)
         if state.cpu_millicores is not None:
-            yield entity, "cpu_limit_millicores", state.cpu_millicores
+            yield entity, "cpu_limit_millicores", state.cpu_millicores * state.replicas
             yield entity, "cpu_throttled_ratio", self._mean(self._full(name))
         yield entity, "memory_used_bytes", net.memory_bytes(name, sessions)
         if state.memory_mib is not None:

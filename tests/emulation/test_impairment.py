@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.emulation.namespaces import Namespace, namespaces, udp_rates_bps, wait_until
-from twin.emulation import relay
+from twin.emulation import impairment, relay
 from twin.emulation.impairment import (
     End,
     LinkError,
@@ -183,6 +185,27 @@ def test_a_replugged_end_carries_traffic_with_its_old_mac_and_rate(
 
 
 @emulation
+def test_where_the_kernel_has_netem_it_is_used_at_both_ends(
+    pair: list[Namespace], journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel here may have none: what would be asked of it is recorded."""
+    asked: list[tuple[float, float, int]] = []
+
+    def record(*_: object, **values: Any) -> None:
+        asked.append((values["delay_s"], values["loss_ratio"], values["seed"]))
+
+    monkeypatch.setattr(impairment, "has_qdisc", lambda _: True)
+    monkeypatch.setattr(Netlink, "set_netem", record)
+    with wired(pair, journal, impairable=True, seed=3) as link:
+        assert link.mechanism == "netem" and asked == [] and link.relay_pid is None
+        link.set(delay_s=0.01)
+        link.set(loss_ratio=0.1)
+        assert [one[:2] for one in asked] == [(0.01, 0.0), (0.01, 0.0), (0.01, 0.1), (0.01, 0.1)]
+        assert asked[0][2] != asked[1][2], "each direction has its own stream"
+        assert pair[0].pings("10.0.0.2")
+
+
+@emulation
 def test_a_dead_relay_is_noticed(pair: list[Namespace], journal: Journal) -> None:
     with wired(pair, journal, delay_s=0.001) as link:
         if link.relay_pid is None:
@@ -231,6 +254,52 @@ def test_root_ends_are_journalled_and_named(pair: list[Namespace], journal: Jour
         assert link.alive
     with Netlink() as netlink:
         assert name not in netlink.links()
+
+
+@pytest.fixture
+def bridge(emulation_host: None) -> Iterator[str]:  # noqa: ARG001
+    name = f"twb{random.SystemRandom().randrange(16**6):06x}"
+    vsctl("add-br", name, "--", "set", "Bridge", name, "datapath_type=netdev")
+    yield name
+    vsctl("del-br", name)
+
+
+def vsctl(*arguments: str) -> None:
+    subprocess.run(["ovs-vsctl", "--timeout=20", *arguments], check=True, capture_output=True)
+
+
+@emulation
+def test_links_deliver_on_ports_of_open_vswitch_also_after_a_replug(
+    pair: list[Namespace], journal: Journal, bridge: str
+) -> None:
+    values = [{"bandwidth_bps": 10e6}, {"bandwidth_bps": 20e6, "delay_s": 0.01}]
+    specs = [
+        LinkSpec(a=End(None, f"{bridge}-{number}"), b=End(namespace.pid, "eth0"), **one)  # type: ignore[arg-type]
+        for number, (namespace, one) in enumerate(zip(pair, values, strict=True))
+    ]
+    links = make_links(specs, journal=journal, run_id=journal.run_id)
+    try:
+        for link in links:
+            vsctl("add-port", bridge, link.spec.a.interface)
+            link.shaper_a.restore()
+        address(pair)
+        wait_until(lambda: pair[0].pings("10.0.0.2"), "a path through the switch")
+        for link in links:
+            rows = probed(link)
+            assert all(row.passed for row in rows.values()), rows
+        pair[0].close()
+        with namespaces(1) as (fresh,):
+            port = links[0].spec.a.interface
+            assert len(links[0].replug("b", fresh.pid)) == 2
+            vsctl("del-port", bridge, port)
+            vsctl("add-port", bridge, port)
+            links[0].shaper_a.restore()
+            address([fresh, pair[1]], "a")
+            wait_until(lambda: fresh.pings("10.0.0.2"), "the path after the replug")
+            rows = probed(links[0])
+            assert all(row.passed for row in rows.values()), rows
+    finally:
+        close_links(links)
 
 
 @emulation

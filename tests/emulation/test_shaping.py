@@ -11,8 +11,8 @@ import pytest
 
 from tests.emulation.namespaces import Namespace, namespaces, udp_rates_bps, wait_until
 from twin.emulation.impairment import End, LinkHandle, make_link
-from twin.emulation.netlink import Netlink
-from twin.emulation.shaping import Shaper, ShapingError
+from twin.emulation.netlink import HTB, ROOT, Netlink
+from twin.emulation.shaping import Impairment, Shaper, ShapingError
 from twin.journal import Journal
 
 pytestmark = [pytest.mark.emulation, pytest.mark.usefixtures("emulation_host")]
@@ -135,3 +135,43 @@ def test_bad_input_names_the_interface_and_what_is_allowed(wire: Wire) -> None:
         Shaper(2**22 + 1, "eth0").set_rate(1e6)
     with Netlink(left.pid) as netlink:
         assert netlink.link("eth0").up
+
+
+def test_the_netem_message_is_what_tc_sends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``tc qdisc add ... handle 1: netem limit 1000 delay 10ms 2ms loss 1%`` of iproute2 6.1, under strace."""
+    sent: list[bytes] = []
+    monkeypatch.setattr(Netlink, "_request", lambda *arguments: sent.append(arguments[3]))
+    with Netlink() as netlink:
+        netlink.set_netem(1, ROOT, HTB, delay_s=0.01, jitter_s=0.002, loss_ratio=0.01, limit_packets=1000, seed=0x1234)
+    (body,) = sent
+    assert body[20:30] == b"\x0a\x00\x01\x00netem\0"
+    assert body[36:60].hex() == "5a620200" + "e8030000" + "295c8f02" + "00000000" + "00000000" + "127a0000"
+    # TCA_NETEM_LATENCY64, JITTER64 (ns) and PRNG_SEED
+    assert body[60:].hex() == "0c000a00" + "8096980000000000" + "0c000b00" + "80841e0000000000" + "0c000e00" + (
+        "3412000000000000"
+    )
+
+
+def test_netem_becomes_the_leaf_of_every_class(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel here may have no netem: what would be asked of it is recorded, the rest is real."""
+    left, right, _ = wire
+    asked: list[tuple[int, int, float]] = []
+
+    def record(_: Netlink, __: int, parent: int, handle: int, **values: float) -> None:
+        asked.append((parent, handle, values["delay_s"]))
+
+    monkeypatch.setattr(Netlink, "set_netem", record)
+    shaper = Shaper(left.pid, "eth0")
+    shaper.set_impairment(Impairment(0.01, 0.0, 0.0, 1))
+    assert asked == [(0x10002, 0x80020000, 0.01)]
+    shaper.add_class("slice", bandwidth_bps=5e6, match_dst_ip="10.0.0.2")
+    assert asked[1:] == [(0x10010, 0x80100000, 0.01)]
+    shaper.set_impairment(Impairment(0.02, 0.0, 0.0, 1))
+    assert asked[2:] == [(0x10002, 0x80020000, 0.02), (0x10010, 0x80100000, 0.02)]
+    shaper.set_impairment(None)
+    assert len(asked) == 4
+    with Netlink(left.pid) as netlink:
+        leaves = {one.parent: one.kind for one in netlink.qdiscs(netlink.link("eth0").ifindex)}
+    assert leaves[0x10002] == leaves[0x10010] == "pfifo"
+    (measured,) = udp_rates_bps(left, right, ["10.0.0.2"], offered_bps=20e6)
+    assert measured == pytest.approx(5e6, rel=0.06)

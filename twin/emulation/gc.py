@@ -175,19 +175,16 @@ def _remove(record: Record) -> list[Removed]:
     def run(entries: Sequence[Entry]) -> list[Entry]:
         missing = []
         for kind, group in groupby(entries, key=lambda entry: entry.kind):
-            # Removing a container takes Docker 100 ms and more: four at a time, as it gains nothing beyond.
-            workers = 4 if kind == "container" else 1
-            with ThreadPoolExecutor(workers) as pool:
-                for entry, outcome in pool.map(lambda entry: (entry, _attempt(entry, record)), list(group)):
-                    if isinstance(outcome, str):
-                        finished.discard(entry.number)
-                        kept.append(Removed(entry.kind, _identity(entry), record.run_id, "kept", outcome))
-                        continue
-                    finished.add(entry.number)
-                    if outcome:
-                        gone.append(Removed(entry.kind, _identity(entry), record.run_id))
-                    else:
-                        missing.append(entry)
+            for entry, outcome in _attempt_all(kind, list(group), record):
+                if isinstance(outcome, str):
+                    finished.discard(entry.number)
+                    kept.append(Removed(entry.kind, _identity(entry), record.run_id, "kept", outcome))
+                    continue
+                finished.add(entry.number)
+                if outcome:
+                    gone.append(Removed(entry.kind, _identity(entry), record.run_id))
+                else:
+                    missing.append(entry)
         return missing
 
     absent = run(list(reversed(record.entries)))
@@ -200,6 +197,24 @@ def _remove(record: Record) -> list[Removed]:
     if not kept:
         record.path.unlink(missing_ok=True)
     return gone + kept
+
+
+def _attempt_all(kind: str, entries: Sequence[Entry], record: Record) -> Iterator[tuple[Entry, bool | str]]:
+    """Outcomes of things of one kind, together where that is faster."""
+    if kind == "interface":
+        try:
+            # One wait in the kernel for all of them instead of 10 ms each.
+            there = [entry for entry in entries if _interface_exists(entry, record)]
+            with Netlink() as netlink:
+                netlink.delete_links([entry.ids["name"] for entry in there])
+        except OSError as error:
+            yield from ((entry, error.strerror or str(error)) for entry in entries)
+        else:
+            yield from ((entry, entry in there) for entry in entries)
+        return
+    # Removing a container takes Docker 100 ms and more; more than four at a time gain nothing.
+    with ThreadPoolExecutor(4 if kind == "container" else 1) as pool:
+        yield from pool.map(lambda entry: (entry, _attempt(entry, record)), entries)
 
 
 def _attempt(entry: Entry, record: Record) -> bool | str:
@@ -219,7 +234,7 @@ def _attempt(entry: Entry, record: Record) -> bool | str:
 @dataclass(frozen=True, slots=True)
 class _Kind:
     exists: Callable[[Entry, Record], bool]
-    remove: Callable[[Entry, Record], None]
+    remove: Callable[[Entry, Record], None] = lambda *_: None
 
 
 def _identity(entry: Entry) -> str:
@@ -345,16 +360,6 @@ def _interface_exists(entry: Entry, record: Record) -> bool:
     return found.alias in ("", f"twinbed:{record.run_id}", entry.ids.get("alias", ""))
 
 
-def _interface_remove(entry: Entry, _: Record) -> None:
-    with Netlink() as netlink:
-        try:
-            netlink.delete_link(entry.ids["name"])
-        except NetlinkError as error:
-            # A veth goes with its peer.
-            if error.errno != errno.ENODEV:
-                raise
-
-
 def _netns_path(entry: Entry) -> Path:
     return Path("/run/netns") / Path(entry.ids["name"]).name
 
@@ -452,7 +457,7 @@ def _path_exists(entry: Entry, _: Record) -> bool:
 _KINDS: dict[str, _Kind] = {
     "container": _Kind(lambda entry, record: _container(entry, record) is not None, _container_remove),
     "bridge": _Kind(_bridge_exists, _bridge_remove),
-    "interface": _Kind(_interface_exists, _interface_remove),
+    "interface": _Kind(_interface_exists),
     "netns": _Kind(lambda entry, _: _netns_path(entry).exists(), _netns_remove),
     "process": _Kind(_process_exists, _process_remove),
     "cgroup": _Kind(_cgroup_exists, _cgroup_remove),

@@ -259,7 +259,7 @@ class Netlink:
         options = struct.pack("=IIIIII", _ticks(delay_s), limit_packets, loss, 0, 0, _ticks(jitter_s))
         options += _attribute(10, struct.pack("=q", round(delay_s * 1e9)))
         options += _attribute(11, struct.pack("=q", round(jitter_s * 1e9)))
-        options += _attribute(13, struct.pack("=Q", seed & (2**64 - 1)))
+        options += _attribute(14, struct.pack("=Q", seed & (2**64 - 1)))
         self._queue(_NEWQDISC, _CREATE | _REPLACE, index, handle, parent, "netem", options, "set netem")
 
     def delete_root_qdisc(self, index: int) -> None:

@@ -100,6 +100,8 @@ class Shaper:
             before, self._rate_bps = self._rate_bps, rate
             try:
                 self._apply(netlink, index)
+                if self._impairment is not None:  # netem's queue must hold what is in flight at the new rate
+                    self._leaves(netlink, index, replace=False)
             except NetlinkError as error:
                 self._rate_bps = before
                 raise self._error(error) from None
@@ -181,8 +183,7 @@ class Shaper:
                 fresh = not self._installed
                 self._apply(netlink, index)
                 if self._installed and not fresh:
-                    for minor in (_DEFAULT_MINOR, *(one.minor for one in self._classes.values())):
-                        self._leaf(netlink, index, minor, replace=(before is None) != (impairment is None))
+                    self._leaves(netlink, index, replace=(before is None) != (impairment is None))
             except NetlinkError as error:
                 self._impairment = before
                 raise self._error(error) from None
@@ -258,6 +259,10 @@ class Shaper:
         self._leaf(netlink, index, one.minor, replace=True)
         for keys in one.filters:
             netlink.add_u32(index, one.minor, one.minor, keys)
+
+    def _leaves(self, netlink: Netlink, index: int, *, replace: bool) -> None:
+        for minor in (_DEFAULT_MINOR, *(one.minor for one in self._classes.values())):
+            self._leaf(netlink, index, minor, replace=replace)
 
     def _leaf(self, netlink: Netlink, index: int, minor: int, *, replace: bool) -> None:
         parent = 0x10000 | minor

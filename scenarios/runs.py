@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,21 @@ def run_folders(runs: Path) -> list[Path]:
     """The run folders under ``runs``, oldest first."""
     if not runs.is_dir():
         return []
-    return sorted(path for path in runs.iterdir() if (path / MANIFEST).is_file())
+    folders = [path for path in runs.iterdir() if (path / MANIFEST).is_file()]
+    seconds = Counter(_second(path) for path in folders)
+    # The id tells the second; only runs that began in the same one need a look into the manifest.
+    return sorted(folders, key=lambda path: (_second(path), _started(path) if seconds[_second(path)] > 1 else "", path))
+
+
+def _second(path: Path) -> str:
+    return path.name[: len("20261121-140311")]
+
+
+def _started(path: Path) -> str:
+    try:
+        return str(read_manifest(path).get("started", ""))
+    except StoreError:
+        return ""
 
 
 def find_run(runs: Path, name: str) -> Path:

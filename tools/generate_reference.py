@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 import sys
 import types
 from collections.abc import Callable, Iterable, Sequence
@@ -204,6 +205,7 @@ def scenario_page() -> str:
                 for item in BUILDERS.values()
             ],
         ),
+        _builder_text(),
         *(
             section(model)
             for model in (
@@ -225,6 +227,25 @@ def scenario_page() -> str:
         *(section(model, 3, title, ("at", "label")) for model, title in events),
         f"## Assertions\n\n{_assertion_text()}",
     )
+
+
+def _builder_text() -> str:
+    """What each builder says about itself, with arguments spelt as in a file, and an example."""
+    parts = []
+    for builder in BUILDERS.values():
+        text = _doc(builder.build)
+        for key, (argument, _) in builder_keys(builder).items():
+            text = text.replace(f"`{argument}`", f"`{key}`")
+        text = re.sub(r":(?:class|func):`(?:[\w.]*\.)?(\w+)`", lambda match: f"kind `{match[1].lower()}`", text)
+        parts.append(f"- **`{builder.name}`**: " + " ".join(text.split()))
+    parts.append(
+        "\nNodes and links of several builders, and those written out under `nodes` and `links`, add up; a link may "
+        "name a node of another builder. `cpu` and `memory` may be given for every node in `groups`, `apps` and "
+        "`settings`. From `scenarios/library/two_cells.twin.yml`:\n"
+    )
+    example = (LIBRARY / "two_cells.twin.yml").read_text(encoding="utf-8")
+    parts.append("```yaml\n" + example[example.index("topology:") : example.index("\nslices:")] + "```")
+    return "\n".join(parts)
 
 
 def _assertion_text() -> str:

@@ -186,6 +186,31 @@ def test_every_listing_as_table_and_json(what: str, capsys: pytest.CaptureFixtur
     assert rows or what == "runs"
 
 
+def test_doctor_says_what_is_there_and_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = twin(capsys, "doctor", "--format", "json")
+    found = json.loads(out)
+    assert err == ""
+    assert code == (ExitCode.OK if found["emulation"] else ExitCode.MISSING)
+    assert found["emulation"] == (not found["missing"])
+    for row in found["capabilities"]:
+        assert row["unlocks"]
+        assert row["remedy"] or row["present"]
+    code, out, _ = twin(capsys, "doctor")
+    assert all(row["name"] in out for row in found["capabilities"])
+
+
+def test_gc_and_destroy_need_only_the_journal(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("twin.emulation.gc.default_folder", lambda: tmp_path / "journal")
+    monkeypatch.chdir(tmp_path)
+    assert twin(capsys, "gc", "--format", "json") == (0, '{\n  "removed": [],\n  "kept": []\n}\n', "")
+    assert twin(capsys, "gc")[:2] == (0, "nothing to remove\n")
+    code, out, err = twin(capsys, "destroy", "20261121-000000-x-aaaa")
+    assert (code, out) == (ExitCode.USAGE, "")
+    assert err.startswith("twin: no run 20261121-000000-x-aaaa: there is no journal folder")
+
+
 def test_an_unexpected_error_is_one_line_with_a_log_and_debug_shows_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

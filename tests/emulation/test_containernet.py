@@ -48,6 +48,11 @@ def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> bool:
     return True
 
 
+def round_trip_ms(net: Containernet, source: Any, target: Any) -> float:
+    """The shortest of a few, which a busy host does not lengthen."""
+    return min(net.pingFull([source], manualdestip=target.IP(), timeout=2)[0][2][3] for _ in range(4))
+
+
 def leftovers(run_id: str, prefix: str) -> list[str]:
     """What a run still has on the host."""
     client = docker.APIClient()
@@ -276,14 +281,10 @@ class TestConnectivity:
         slow = net.addLink(d2, s1, cls=TCLink, delay="50ms")
         net.addLink(d3, s1, cls=TCLink, loss=100)
         net.start()
-        (_, _, values), *_ = net.pingFull([d1], manualdestip=d2.IP(), timeout=2)
-        net.pingFull([d1], manualdestip=d2.IP(), timeout=2)
-        (_, _, values), *_ = net.pingFull([d1], manualdestip=d2.IP(), timeout=2)
-        assert 100 <= values[3] < 150
+        assert 100 <= round_trip_ms(net, d1, d2) < 150
         assert net.ping([d1], manualdestip=d3.IP(), timeout=1) == 100
         slow.intf1.config(delay="5ms")
-        (_, _, values), *_ = net.pingFull([d1], manualdestip=d2.IP(), timeout=2)
-        assert 10 <= values[3] < 50
+        assert 10 <= round_trip_ms(net, d1, d2) < 50
         with pytest.raises(LinkError, match="added without bw, delay or loss"):
             net.links[0].set(delay_s=0.01)
 
@@ -389,8 +390,7 @@ class TestFaults:
         assert net.ping([d1], manualdestip="11.0.0.2", timeout=2) == 0
         found = d2.cmd("cat /sys/class/net/d2-eth0/address /sys/class/net/d2-eth1/address").split()
         assert found == macs
-        (_, _, values), *_ = net.pingFull([h1], manualdestip=d2.IP(), timeout=2)
-        assert values[3] >= 4  # the delay is back too
+        assert round_trip_ms(net, h1, d2) >= 4  # the delay is back too
 
     def test_killed_from_outside_while_a_program_runs(self, net: Containernet, tmp_path: Path) -> None:
         d1 = net.addDocker("d1")

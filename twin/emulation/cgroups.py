@@ -144,15 +144,22 @@ class Cgroup:
         entry = journal.record("cgroup", paths=paths)
         group = cls(f"{run_id}/{name}", layout.version, folders)
         group._forget = lambda: journal.done(entry)
+        made: list[Path] = []
         try:
             for folder in map(Path, paths):
                 _make(folder, layout.version, min(layout.roots.values(), key=lambda root: len(root.parts)))
+                made.append(folder)
             if cpu_millicores is not None:
                 group.set_cpu(cpu_millicores)
             if memory_mib is not None:
                 group.set_memory(memory_mib)
         except BaseException:
-            group.remove()
+            if len(made) < len(paths):  # what was there before is not ours to remove
+                for folder in made:
+                    folder.rmdir()
+                journal.done(entry)
+            else:
+                group.remove()
             raise
         return group
 

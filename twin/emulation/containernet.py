@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import docker
-import docker.errors
 from mininet.link import TCLink
 from mininet.log import info, output
 from mininet.net import Mininet
@@ -484,13 +483,7 @@ class Containernet(Mininet):  # type: ignore[misc]
         """The low-level Docker client, shared by the threads."""
         with self._docker_lock:
             if self._docker is None:
-                try:
-                    self._docker = docker.APIClient(version="auto", timeout=120, num_pools=CONTAINER_THREADS + 2)
-                except docker.errors.DockerException as problem:
-                    text = " ".join(str(problem).split())[:200]
-                    raise ContainerError(
-                        f"Docker does not answer: {text}; start it with: service docker start"
-                    ) from None
+                self._docker = images.docker_client(CONTAINER_THREADS + 2)
             return self._docker
 
     def submit(self, function: Callable[[], None]) -> Future[None]:

@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 import docker
 import docker.errors
+import docker.utils
 
 Method = Literal["host", "mmdebstrap"]
 Progress = Callable[[str], None]
@@ -355,12 +356,19 @@ def _image_id(client: docker.APIClient, name: str) -> str | None:
         raise ImageError(f"image {name}: {_one_line(error.explanation)}") from None
 
 
-@contextmanager
-def _docker() -> Iterator[docker.APIClient]:
+def docker_client(threads: int = 1) -> docker.APIClient:
+    """A low-level Docker client (``DOCKER_HOST`` and its fellows hold); ImageError when Docker does not answer."""
     try:
-        client = docker.APIClient(version="auto", timeout=120)
+        return docker.APIClient(
+            **docker.utils.kwargs_from_env(), version="auto", timeout=120, num_pools=threads, max_pool_size=threads
+        )
     except docker.errors.DockerException as error:
         raise ImageError(f"Docker does not answer: {_one_line(error)}; start it with: service docker start") from None
+
+
+@contextmanager
+def _docker() -> Iterator[docker.APIClient]:
+    client = docker_client()
     try:
         yield client
     finally:

@@ -111,7 +111,10 @@ def run(
     fidelity: Annotated[Fidelity | None, typer.Option(help="overrides the file")] = None,
     controller: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="replaces the file's controllers; may be repeated; none for none at all"),
+        typer.Option(
+            metavar="NAME",
+            help="instead of the file's, with the interval and scope of its first one; repeatable; none: no controller",
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(metavar="NUMBER", help="overrides the file")] = None,
     duration: Annotated[str | None, typer.Option(metavar="TIME", help="overrides the file, e.g. 30s")] = None,

@@ -47,7 +47,8 @@ def load_scenario(
     """Read, check and resolve a scenario file.
 
     The keyword arguments override what the file says; ``controllers`` replaces all its controllers by
-    ones of these names with default settings, ``settings`` maps dotted paths to new values
+    ones of these names, with the interval, scope and time limit of the file's first one and default
+    parameters; ``settings`` maps dotted paths to new values
     (``slices.embb.resources.ran.prb_share`` -> 0.5). Raises :class:`ScenarioFileError`.
     """
     overrides: dict[Location, tuple[str, Any]] = {}
@@ -57,10 +58,17 @@ def load_scenario(
     for option, value in (("seed", seed), ("duration", duration_s), ("fidelity", fidelity), ("slicing", slicing)):
         if value is not None:
             overrides[option,] = (f"--{option}", value)
-    if controllers is not None:
-        overrides["controllers",] = ("--controller", [{"use": name} for name in controllers])
     source = read_source(Path(path))
+    if controllers is not None:
+        overrides["controllers",] = ("--controller", _replaced(source.data.get("controllers"), controllers))
     return resolve(source.with_values(overrides) if overrides else source)
+
+
+def _replaced(given: object, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Entries for other controllers that act as often, and on the same things, as the file's first one."""
+    first = given[0] if isinstance(given, list) and given and isinstance(given[0], dict) else {}
+    kept = {key: first[key] for key in ("interval", "scope", "time_limit") if key in first}
+    return [{"use": name, **kept} for name in names]
 
 
 def load_data(data: dict[str, Any], *, file: str) -> Scenario:

@@ -488,7 +488,10 @@ def test_overrides_and_their_mistakes(tmp_path: Path) -> None:
         "flow",
         False,
     )
-    assert [spec.name for spec in scenario.controllers] == ["static", "peak_alloc"]
+    assert [(spec.name, spec.scope) for spec in scenario.controllers] == [
+        ("static", ("slice:embb",)),
+        ("peak_alloc", ("slice:embb",)),
+    ]
     assert scenario.topology.link_named("s1-s2").bandwidth_bps == 7e6
     assert scenario.topology.slice_named("embb").sla.latency_bound_s == 0.009
     assert problems_of(tmp_path, SMALL, seed=-1) == ["--seed: seed: got -1, input should be greater than or equal to 0"]

@@ -576,7 +576,7 @@ class Gnb:
 
     def _op_work(self, request: dict[str, Any]) -> Reply:
         no_more(request, "work_ns_per_bit")
-        self.mac.work_ns_per_bit = number(request, "work_ns_per_bit", 0, 10_000)
+        self.mac.set_work(number(request, "work_ns_per_bit", 0, 10_000))
         return {}
 
     def _op_epoch(self, request: dict[str, Any]) -> Reply:

@@ -28,7 +28,7 @@ SLOT_NS = 1_000_000
 MAX_CATCH_UP_SLOTS = 5
 STALLED_SLOTS = 10  # how often a pool is looked at when no backlogged UE has a usable channel
 PIECE_NS = 500_000  # CPU work between two looks at the sockets
-MAX_CREDIT_NS = 1_000_000  # own CPU time that counts as work already done
+MAX_CREDIT_NS = 200_000  # CPU time before the first packet of a busy period that counts as work done
 STEP_NS = int(STEP_S * 1e9)
 DL, UL = 0, 1
 
@@ -152,10 +152,17 @@ class Mac:
         if not queue:
             ue.pool.backlog[direction][ue.id] = ue
             if self._timer is None and not self._pipeline:
+                # All CPU time of a busy period is spent on its packets; what was spent before it is not.
+                self._paid_ns = max(self._paid_ns, time.thread_time_ns() - MAX_CREDIT_NS)
                 self._last_slot = time.monotonic_ns() // SLOT_NS
                 self._arm(self._last_slot + 1)
         queue.append(packet)
         ue.queue_bytes[direction] += size
+
+    def set_work(self, work_ns_per_bit: float) -> None:
+        """Another cost per bit from now on; what cheaper bits left over is no credit for dearer ones."""
+        self.work_ns_per_bit = work_ns_per_bit
+        self._paid_ns = time.thread_time_ns()
 
     def flush(self, ue: UeRadio) -> None:
         """Forget all that waits for a UE that left."""
@@ -197,8 +204,6 @@ class Mac:
         elapsed = 1 if self._stalled else slot - self._last_slot
         granted = min(elapsed, MAX_CATCH_UP_SLOTS if self._keeps_up else 1)
         self._last_slot = slot
-        # CPU time spent long ago on something else is not work done for these bits.
-        self._paid_ns = max(self._paid_ns, time.thread_time_ns() - MAX_CREDIT_NS)
         usable = False
         for pool in self._pools:
             if pool.backlog[DL] or pool.backlog[UL]:

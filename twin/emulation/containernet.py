@@ -646,6 +646,7 @@ class Containernet(Mininet):  # type: ignore[misc]
             for switch in self.switches:
                 if not isinstance(switch, Switch):
                     switch.start(self.controllers)
+            self._check_containers()
             self._started = True
             if self.waitConn:
                 self.waitConnected(self.waitConn)
@@ -654,16 +655,10 @@ class Containernet(Mininet):  # type: ignore[misc]
             raise
 
     def _check_containers(self) -> None:
-        """One question to Docker for all: has one ended already?"""
-        nodes = [host for host in self.hosts if isinstance(host, Docker)]
-        for node in nodes:
-            node.wait_ready()
-        if nodes:
-            label = f"twinbed.run={self.run_id}"
-            running = {one["Id"] for one in self.docker.containers(filters={"label": label, "status": "running"})}
-            for node in nodes:
-                if node.container_id not in running and node.running:
-                    node.check_running()
+        """Has a container ended already?"""
+        for node in self.hosts:
+            if isinstance(node, Docker):
+                node.check_running()
 
     def stop(self) -> None:
         """Remove everything this network made; may be called twice."""

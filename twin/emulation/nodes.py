@@ -33,6 +33,7 @@ from twin.emulation.cgroups import Cgroup
 from twin.emulation.images import BASE_COMMAND, BASE_REPOSITORY, ImageError
 from twin.emulation.process import LaunchError, Process, start_in_container, start_in_netns
 from twin.emulation.veth import delete_all, in_netns
+from twin.journal import start_ticks
 
 if TYPE_CHECKING:
     from twin.emulation.containernet import Containernet
@@ -391,6 +392,7 @@ class Docker(NetworkNode):
             warn(f"*** {name}: parameters without effect: {', '.join(unknown)}\n")
         self._container_id: str | None = None
         self._pid: int | None = None
+        self._ticks: int | None = None
         self._env: dict[str, str] = {}
         self._folder = "/"
         self._members: list[Path] = []
@@ -476,15 +478,21 @@ class Docker(NetworkNode):
         try:
             self._members = cgroups.procs_files(pid)
         except OSError:
-            raise ContainerError(self._ended_text(self.dcinfo_now())) from None
+            raise self._end_error() from None
+        self._ticks = start_ticks(pid)
         self._pid = pid
 
     def check_running(self) -> None:
         """Wait until the container is up; ContainerError when it has ended, with its last words."""
         self._ready.result()
-        details = self.dcinfo_now()
-        if not details["State"]["Running"]:
-            raise ContainerError(self._ended_text(details))
+        if self._pid is None or self._ticks != start_ticks(self._pid):
+            raise self._end_error()
+
+    def _end_error(self) -> ContainerError:
+        """The error of a container whose first process is gone, which Docker may not know yet."""
+        with contextlib.suppress(docker.errors.APIError, OSError):
+            self.net.docker.wait(self._container_id, timeout=5)
+        return ContainerError(self._ended_text(self.dcinfo_now()))
 
     def _ended_text(self, details: Mapping[str, Any]) -> str:
         try:
@@ -563,7 +571,10 @@ class Docker(NetworkNode):
         return self._pid is not None
 
     def open_netns(self) -> int:
-        return os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise self._end_error() from None
 
     def _spawn_shell(self, argv: list[str], terminal: int) -> subprocess.Popen[bytes]:
         env = {**self._env, "TERM": "dumb"}

@@ -7,7 +7,8 @@ a thing (``{"id": 3, "kind": "interface", "ids": {"name": "s1-eth1"}}``) or the 
 
 Kinds and their ids: ``container(name)``, ``bridge(name)``, ``interface(name)``, ``netns(name)``,
 ``process(pid, start_ticks)``, ``cgroup(paths)``, ``mount(path)``, ``folder(path)``, ``file(path)``.
-A qdisc goes with its interface. A ``folder`` or ``file`` is recorded only by whoever creates it.
+A qdisc goes with its interface. A ``folder`` or ``file`` is recorded only by whoever creates it. A process
+has no id before it exists: start it so that it ends with a pipe of its owner, at least until it is recorded.
 """
 
 from __future__ import annotations

@@ -18,6 +18,18 @@ from twin.emulation.impairment import End, LinkSpec, close_links, make_links
 from twin.journal import Journal, start_ticks
 
 
+def start_journalled(journal: Journal) -> subprocess.Popen[bytes]:
+    """A process that outlives this one, but not before the journal knows it."""
+    waiting = subprocess.Popen(
+        ["sh", "-c", "read go && exec sleep 300"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    journal.record("process", pid=waiting.pid, start_ticks=start_ticks(waiting.pid))
+    assert waiting.stdin is not None
+    waiting.stdin.write(b"go\n")
+    waiting.stdin.flush()
+    return waiting
+
+
 def main() -> None:
     """Make, tell, wait."""
     run, folder, image, kinds = sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4].split(",")
@@ -29,8 +41,7 @@ def main() -> None:
     journal.record("file", path=folder.parent / f"file-{run}")
     (folder.parent / f"file-{run}").write_text("x")
 
-    sleeper = subprocess.Popen(["sleep", "300"])
-    journal.record("process", pid=sleeper.pid, start_ticks=start_ticks(sleeper.pid))
+    sleeper = start_journalled(journal)
 
     if "netns" in kinds:
         journal.record("netns", name=f"tw-{run}")
@@ -50,6 +61,7 @@ def main() -> None:
 
     group = Cgroup.create(run, "limited", cpu_millicores=200, journal=journal)
     group.add(sleeper.pid)
+    free = start_journalled(journal)
     namespace = Namespace()
     specs = [
         LinkSpec(a=End(None, f"{run}{number}"), b=End(namespace.pid, f"eth{number}"), delay_s=0.001 * (number % 2))
@@ -59,10 +71,9 @@ def main() -> None:
     specs.append(LinkSpec(a=End(None, f"{run}a"), b=End(None, f"{run}b")))
     links = make_links(specs, journal=journal, run_id=run)
     relays = [link.relay_pid for link in links if link.relay_pid]
-    print(json.dumps({"sleeper": sleeper.pid, "relays": relays, "holder": namespace.pid}), flush=True)
-
-    stopped = []
+    stopped: list[bool] = []
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
+    print(json.dumps({"sleeper": sleeper.pid, "free": free.pid, "relays": relays, "holder": namespace.pid}), flush=True)
     while not (stopped and "polite" in kinds):
         time.sleep(0.02)
     close_links(links)

@@ -161,6 +161,7 @@ def test_kill_9_leaves_nothing_and_touches_nothing_else(folder: Path, foreign: d
     kinds = {one.kind for one in removed}
     assert kinds >= {"container", "bridge", "interface", "netns", "process", "cgroup", "mount", "folder", "file"}
     assert Removed("container", f"tw-{run}", run) in removed
+    assert Removed("process", str(made["free"]), run) in removed
     assert start_ticks(made["sleeper"]) is None and start_ticks(made["holder"]) is None
     assert all(start_ticks(pid) is None for pid in made["relays"])
     assert all(foreign["present"]().values()), foreign["present"]()

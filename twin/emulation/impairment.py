@@ -230,7 +230,7 @@ class LinkHandle:
     """
 
     def __init__(self, spec: LinkSpec, mechanism: Mechanism, journal: Journal, run_id: str) -> None:
-        macs = [end.mac or _mac(run_id, end, side) for end, side in ((spec.a, "a"), (spec.b, "b"))]
+        macs = [(end.mac or _mac(run_id, end, side)).lower() for end, side in ((spec.a, "a"), (spec.b, "b"))]
         self.spec = replace(spec, a=replace(spec.a, mac=macs[0]), b=replace(spec.b, mac=macs[1]))
         self.mechanism: Mechanism = mechanism
         self.up = True
@@ -419,7 +419,8 @@ class LinkHandle:
     def _things(self) -> list[tuple[str, dict[str, Any]]]:
         """What the journal must know: interfaces elsewhere go with their namespace."""
         here = [end for end in self._ends() if end.netns_pid is None]
-        return [("interface", {"name": end.interface, "alias": self._alias}) for end in here]
+        # The MAC tells the interface from another of the same name, also before it has its alias.
+        return [("interface", {"name": end.interface, "alias": self._alias, "mac": end.mac}) for end in here]
 
     def _create(self, relay: _RelayProcess | None) -> None:
         if relay is None:

@@ -30,10 +30,10 @@ class Window:
     ``granted_bps`` counts only slots that ran: other programs on the host may take the gNB's CPU away.
     """
 
-    def __init__(self, gnb: Program, ue: str, slots: int = 800) -> None:
+    def __init__(self, gnb: Program, ue: str, slots: int = 800, way: str = "dl") -> None:
         first = gnb.call("stats")
         last = wait_until(lambda: (found := gnb.call("stats"))["slots"] - first["slots"] >= slots and found, 20)
-        self.bits = 8 * (last["ues"][ue]["dl_bytes"] - first["ues"][ue]["dl_bytes"])
+        self.bits = 8 * (last["ues"][ue][f"{way}_bytes"] - first["ues"][ue][f"{way}_bytes"])
         self.cpu_ns = last["cpu_ns"] - first["cpu_ns"]
         self.span_ns = last["time_ns"] - first["time_ns"]
         ran = [stats["busy_slots"] - stats["missed_slots"] for stats in (first, last)]
@@ -112,6 +112,29 @@ def test_throughput_follows_cqi_and_prb_share(chain: Chain) -> None:
     assert Window(gnb, "phones.1").granted_bps == pytest.approx(full_bps * 0.3, rel=0.08)
     row = gnb.call("stats")["slices"]["embb"]
     assert row["prb_used_dl"] <= row["prb_available"] + 25
+
+
+def test_uplink_waits_in_the_gnb_for_its_grants(chain: Chain) -> None:
+    _, gnb, _ = running(chain, prb_total=25, cqi=7, queue_bytes=100_000)
+    sink = chain.start("app_telemetry", "app", {"node": "sink"}).ready()
+    traffic = chain.traffic()
+    traffic.call(
+        "start",
+        **{"flow": "reports", "ue": "phones.1", "address": "10.64.0.2", "service": "telemetry", "seed": 1},
+        **{"app": [chain.APP, 5002], "rate": 20e6, "packet_bytes": 1200},
+    )
+    wait_until(lambda: gnb.call("stats")["ues"]["phones.1"]["ul_drops"] > 100)
+    assert Window(gnb, "phones.1", way="ul").granted_bps == pytest.approx(rate_bps(7, 25), rel=0.05)
+    gnb.call("set_prb_share", slice="embb", value=0.4)
+    assert Window(gnb, "phones.1", way="ul").granted_bps == pytest.approx(rate_bps(7, 10), rel=0.08)
+    row = gnb.call("stats")["ues"]["phones.1"]
+    assert 90_000 < row["ul_queue_bytes"] <= 100_000 and row["prb_used_dl"] < 0.1 * row["prb_used_ul"]
+    # What the queue dropped is missing at the sink, and nothing else is.
+    traffic.call("rate", flow="reports", rate=1e6)
+    row = wait_until(lambda: (now := gnb.call("stats")["ues"]["phones.1"])["ul_queue_bytes"] < 5000 and now)
+    first = sink.call("stats")["flows"]["reports"]["rx_packets"]
+    seen = wait_until(lambda: (now := sink.call("stats")["flows"]["reports"])["rx_packets"] > first + 20 and now)
+    assert seen["lost_packets"] == pytest.approx(row["ul_drops"], abs=80)  # dropped echo probes carry no number
 
 
 def test_cqi_0_lets_nothing_through_and_the_queue_drops_at_its_limit(chain: Chain) -> None:

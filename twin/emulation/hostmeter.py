@@ -1,4 +1,4 @@
-"""How busy the host is, and how much of that is TwinBed's own engine."""
+"""How busy the host is."""
 
 from __future__ import annotations
 
@@ -14,25 +14,23 @@ class HostMeter:
 
     def __init__(self) -> None:
         self._cores = psutil.cpu_count() or 1
-        self._busy_s, self._at_s, self._own_s = self._read()
+        self._busy_s, self._at_s = self._read()
 
     def kpis(self, time_s: float) -> list[Kpi]:
-        """``host_cpu_ratio``, ``host_memory_ratio`` and ``engine_cpu_millicores`` since the last call."""
-        busy_s, at_s, own_s = self._read()
+        """``host_cpu_ratio`` since the last call, ``host_memory_ratio`` now."""
+        busy_s, at_s = self._read()
         span_s = max(at_s - self._at_s, 1e-6)
         rows = [
             Kpi(time_s, "run", "host_cpu_ratio", min(1.0, (busy_s - self._busy_s) / (span_s * self._cores))),
             Kpi(time_s, "run", "host_memory_ratio", psutil.virtual_memory().percent / 100),
-            Kpi(time_s, "run", "engine_cpu_millicores", (own_s - self._own_s) / span_s * 1000),
         ]
-        self._busy_s, self._at_s, self._own_s = busy_s, at_s, own_s
+        self._busy_s, self._at_s = busy_s, at_s
         return rows
 
     @staticmethod
-    def _read() -> tuple[float, float, float]:
+    def _read() -> tuple[float, float]:
         times = psutil.cpu_times()
         idle_s = times.idle + getattr(times, "iowait", 0.0)
         # guest time is already part of user time on Linux
         total_s = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
-        own = psutil.Process().cpu_times()
-        return total_s - idle_s, time.monotonic(), own.user + own.system
+        return total_s - idle_s, time.monotonic()

@@ -94,6 +94,7 @@ class UserPlaneMeter:
         self._flows = {flow.name: flow for flow in load.flows}
         self._deltas = Deltas()
         self._blackout: dict[str, float] = defaultdict(float)
+        self._owed_slots: dict[str, float] = defaultdict(float)
 
     def kpis(self, time_s: float, span_s: float, readings: Readings, active: Mapping[str, float]) -> list[Kpi]:
         """All user plane KPIs of an interval of ``span_s`` that ended at ``time_s``."""
@@ -233,7 +234,11 @@ class UserPlaneMeter:
             values["prb_used_dl_ratio"] = total["prb_used_dl"] / total["prb_available"]
             values["prb_used_ul_ratio"] = total["prb_used_ul"] / total["prb_available"]
         if total["slots"] > 0:
-            values["missed_slots_ratio"] = total["missed_slots"] / total["slots"]
+            # A starved gNB counts what it missed when it runs again, perhaps an interval later.
+            owed = self._owed_slots[slice_name] + total["missed_slots"]
+            missed = min(owed, total["slots"])
+            self._owed_slots[slice_name] = owed - missed
+            values["missed_slots_ratio"] = missed / total["slots"]
         if total["attach_count"] > 0:
             values["attach_time_s"] = total["attach_time_us_sum"] / total["attach_count"] / 1e6
         return [Kpi(time_s, f"slice:{slice_name}", name, value) for name, value in values.items()]

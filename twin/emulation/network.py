@@ -712,19 +712,19 @@ class Network:
 
     def kpis(self, time_s: float, span_s: float) -> list[Kpi]:
         """Computing, transport and link KPIs of an interval."""
-        gnb_used: dict[str, float] = defaultdict(float)
+        gnbs: dict[str, list[_Computing]] = defaultdict(list)
         parts: dict[str, _Computing] = {}
         for program, group in self._groups.items():
             gnb, _, part = program.partition(".")
             computing = self._computing(group, group.label, span_s)
-            gnb_used[gnb] += computing.used_millicores
+            gnbs[gnb].append(computing)
             parts[part] = parts[part].plus(computing) if part in parts else computing
         rows: list[Kpi] = []
         for part, computing in parts.items():
             if part != specs.SHARED:
                 rows += computing.kpis(time_s, f"slice:{part}")
         for node in self.plan.topology.nodes:
-            rows += self._node_kpis(time_s, span_s, node, gnb_used[node.name])
+            rows += self._node_kpis(time_s, span_s, node, gnbs[node.name])
         for slice_name, bandwidth_bps in self._bandwidth_bps.items():
             if slice_name in self.plan.slice_upfs:
                 rows += self._transport_kpis(time_s, slice_name, bandwidth_bps)
@@ -743,7 +743,7 @@ class Network:
             memory_limit_bytes=stats.memory_limit_bytes,
         )
 
-    def _node_kpis(self, time_s: float, span_s: float, node: Node, gnb_millicores: float) -> list[Kpi]:
+    def _node_kpis(self, time_s: float, span_s: float, node: Node, parts: Sequence[_Computing]) -> list[Kpi]:
         if isinstance(node, Switch | Host) or node.name in self._down:
             return []
         total: _Computing | None = None
@@ -753,7 +753,11 @@ class Network:
                 found = replace(found, limit_millicores=0.0, memory_limit_bytes=0)
             total = found if total is None else total.plus(found)
         assert total is not None
-        total = replace(total, used_millicores=total.used_millicores + gnb_millicores)
+        total = replace(
+            total,
+            used_millicores=total.used_millicores + sum(part.used_millicores for part in parts),
+            memory_bytes=total.memory_bytes + sum(part.memory_bytes for part in parts),
+        )
         rows = total.kpis(time_s, f"node:{node.name}")
         rows.append(Kpi(time_s, f"node:{node.name}", "memory_used_bytes", float(total.memory_bytes)))
         if total.memory_limit_bytes is not None:

@@ -104,7 +104,7 @@ class EmulationSession:
             self._network.set_epoch(time.monotonic_ns())
             always = [ue_id for group in topology.of_kind(Ue) if group.always_attached for ue_id in group.ue_ids]
             self._replay = Replay(
-                load, _UserPlane(self._network), always_attached=always, ues=plan.ues, clock=self._clock
+                load, _UserPlane(self._network), always_attached=always, ues=plan.ues, clock=self.clock_s
             )
             self._stack.callback(self._replay.close)
             self._actuators = Actuators(self._network, self._replay)
@@ -132,9 +132,9 @@ class EmulationSession:
         """Carry out actions on what really runs; each outcome says when the change was in force."""
         outcomes = []
         for action in actions:
-            started_s = self._clock()
+            started_s = self.clock_s()
             reason = self._actuators.apply(action)
-            now_s = self._clock()
+            now_s = self.clock_s()
             outcomes.append(Outcome(action, reason is None, reason or "", now_s, now_s - started_s))
         return outcomes
 
@@ -142,7 +142,7 @@ class EmulationSession:
         """Wait until ``until_s`` and read everything. ``clock_lag_s`` says how late the readings are."""
         if until_s < self._observed_s:
             raise ValueError(f"time goes forward only: at {self._observed_s:g} s, asked for {until_s:g} s")
-        while (left_s := until_s - self._clock()) > 0:
+        while (left_s := until_s - self.clock_s()) > 0:
             time.sleep(left_s)
         try:
             self._network.check_alive()
@@ -174,19 +174,20 @@ class EmulationSession:
     ) -> None:
         self.close()
 
-    def _clock(self) -> float:
+    def clock_s(self) -> float:
+        """The run clock now, in seconds since :meth:`EmulationBackend.open` returned."""
         return time.monotonic() - self._epoch_s
 
     def _span(self) -> tuple[float, float]:
         """Length of the interval as read, and the run clock now."""
-        now_s = self._clock()
+        now_s = self.clock_s()
         span_s = now_s - self._last_read_s
         self._last_read_s = now_s
         return max(span_s, 1e-3), now_s
 
     def _settle_counters(self) -> None:
         """Read everything once, so that bring-up and probes are not counted in the first interval."""
-        self._last_read_s = self._clock()
+        self._last_read_s = self.clock_s()
         self._meter.kpis(0.0, 1.0, self._read(), {})
         self._network.kpis(0.0, 1.0)
 

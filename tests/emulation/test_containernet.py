@@ -183,6 +183,15 @@ class TestScripts:
         assert {"container", "bridge", "interface", "cgroup"} <= kinds
         assert eventually(lambda: leftovers(run_id, "ys7") == []), leftovers(run_id, "ys7")
 
+    def test_script_that_fails_leaves_nothing(self) -> None:
+        script = textwrap.dedent(self.SCRIPT).replace("'x", "'z").replace("CLI(net)", "raise SystemExit('gave up')")
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 1
+        assert done.stderr.rstrip().endswith("gave up")
+        assert leftovers(done.stderr.partition("run ")[2].split()[0], "zs7") == []
+
     def test_tree(self, prefix: str) -> None:
         net = TreeContainerNet(2, 2, prefix=prefix)
         assert net.run(net.pingAll) == 0

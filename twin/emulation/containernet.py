@@ -10,10 +10,13 @@ Bring-up and removal figures: ``benchmarks/bring_up.py``.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import json
 import os
 import random
 import re
+import resource
 import secrets
 import subprocess
 import threading
@@ -81,8 +84,11 @@ class Containernet(Mininet):  # type: ignore[misc]
     :param prefix: put before the names of containers, bridges and switch interfaces on the host, so
         that networks with the same node names run side by side (at most 8 characters).
 
-    Use it as a context manager, or call :meth:`stop`.
+    Use it as a context manager, or call :meth:`stop`; a script that ends without either is cleaned up
+    after at its end, a killed one by ``twin gc``. Unlike Mininet it leaves the host's sysctls alone.
     """
+
+    inited = True  # Mininet's own initialisation exits without root and changes sysctls for good
 
     def __init__(
         self,
@@ -99,6 +105,9 @@ class Containernet(Mininet):  # type: ignore[misc]
     ) -> None:
         if prefix and not re.fullmatch(r"[a-z][a-z0-9]{0,7}", prefix):
             raise ValueError(f"prefix must match [a-z][a-z0-9]{{0,7}}, got {prefix!r}")
+        if os.geteuid() != 0:
+            raise ContainerError("a network of containers needs root: run it with sudo")
+        _raise_file_limit()
         self.prefix = prefix
         self.run_id = run_id or f"net-{os.getpid()}-{secrets.token_hex(3)}"
         self._own_journal = journal is None
@@ -119,6 +128,7 @@ class Containernet(Mininet):  # type: ignore[misc]
         self._names: dict[str, str] = {}
         self._started = False
         self._stopped = False
+        atexit.register(self.stop)
         try:
             self.reaper = Reaper()
             self._root_netns = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -665,6 +675,7 @@ class Containernet(Mininet):  # type: ignore[misc]
         if self._stopped:
             return
         self._stopped = True
+        atexit.unregister(self.stop)
         problems: list[Exception] = []
 
         def attempt(step: Callable[[], Any]) -> None:
@@ -678,7 +689,9 @@ class Containernet(Mininet):  # type: ignore[misc]
         for host in hosts:
             if isinstance(host, LazyShell):
                 host.hang_up()
-        removals = [self._pool.submit(container.remove) for container in containers]
+        removals: list[Future[None]] = []
+        with contextlib.suppress(RuntimeError):  # at the end of the interpreter there are no new threads
+            removals = [self._pool.submit(container.remove) for container in containers]
         for controller in getattr(self, "controllers", []):
             attempt(controller.stop)
         switches = getattr(self, "switches", [])
@@ -824,6 +837,13 @@ class Containernet(Mininet):  # type: ignore[misc]
             result.insert(0, udpBw)
         output(f"*** Results: {result}\n")
         return result
+
+
+def _raise_file_limit() -> None:
+    """Descriptors for many namespaces and terminals: up to the hard limit of this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _rate(bits_per_second: float) -> str:

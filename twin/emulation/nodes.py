@@ -398,6 +398,8 @@ class Docker(NetworkNode):
         self._members: list[Path] = []
         self._entry = 0
         self._docker_lock = threading.Lock()
+        self._telling_lock = threading.Lock()
+        self._telling = False
         self._told: dict[str, int] = {}
         super().__init__(name, net=net, **params)
         self._ready: Future[None] = net.submit(self._create)
@@ -656,18 +658,28 @@ class Docker(NetworkNode):
         raise AttributeError(name)
 
     def tell_docker(self, **limits: int) -> None:
-        """Record limits with Docker in the background; the last one given is what stays."""
-        with self._docker_lock:
-            first = not self._told
+        """Record limits with Docker in the background; the last ones given are what stays.
+
+        Docker writes the control group too: a change made while it is told of the one before can take
+        effect up to 20 ms late.
+        """
+        with self._telling_lock:
+            idle = not self._telling
+            self._telling = True
             self._told.update(limits)
-        if first:
+        if idle:
             self.net.submit(self._tell)
 
     def _tell(self) -> None:
-        with self._docker_lock:
-            limits, self._told = self._told, {}
+        while True:
+            with self._telling_lock:
+                limits, self._told = self._told, {}
+                self._telling = bool(limits)
+            if not limits:
+                return
             try:
-                self.net.docker.update_container(self._container_id, **limits)
+                with self._docker_lock:
+                    self.net.docker.update_container(self._container_id, **limits)
             except docker.errors.APIError as error:
                 if self._pid is not None:
                     warn(f"*** {self.name}: docker inspect will not show {limits}: {error.explanation}\n")

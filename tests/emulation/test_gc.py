@@ -149,8 +149,11 @@ def test_kill_9_leaves_nothing_and_touches_nothing_else(folder: Path, foreign: d
         made = told(owner)
         assert collect(folder=folder) == [], "the run is alive"
         assert len(leftovers(run, folder)) > 10
-    finally:
+    except BaseException:
         kill(owner)
+        collect(folder=folder)
+        raise
+    kill(owner)
     preview = collect(folder=folder, dry_run=True)
     assert {one.outcome for one in preview} == {"would remove"}
     assert leftovers(run, folder), "a dry run removes nothing"
@@ -228,6 +231,7 @@ def test_a_live_run_goes_only_when_it_is_named(folder: Path) -> None:
     finally:
         for owner in owners.values():
             kill(owner)
+        collect(folder=folder)
 
 
 @pytest.mark.emulation

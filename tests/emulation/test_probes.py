@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.emulation.namespaces import Namespace, namespaces
+from twin.emulation import probes
 from twin.emulation.cgroups import Cgroup
 from twin.emulation.impairment import End, LinkHandle, LinkSpec, close_links, make_links
 from twin.emulation.probes import CpuDeclaration, LinkDeclaration, loss_bounds, probe_cpu_limits, probe_links
@@ -112,7 +113,7 @@ def test_a_link_that_is_cut_or_gone_fails_with_the_reason(pair: list[Namespace],
         link.set_state(False)
         (row,) = probe_links([declared(link, delay_s=0.01)])
         assert not row.passed and math.isnan(row.measured)
-        assert row.detail == "cannot be measured: interface a0 is down"
+        assert row.detail == "cannot be measured: interface a0 is down (attempt 3)"
         gone = replace(declared(link, loss_ratio=0.1), b=End(pair[1].pid, "nosuch"))
         link.set_state(True)
         (row,) = probe_links([gone])
@@ -166,3 +167,19 @@ def test_loss_bounds_are_exact_binomial_tails() -> None:
     tail = [math.comb(1000, k) * 0.01**k * 0.99 ** (1000 - k) for k in range(1001)]
     assert sum(tail[:low]) <= 1e-5 < sum(tail[: low + 1])
     assert sum(tail[high + 1 :]) <= 1e-5 < sum(tail[high:])
+
+
+def test_a_moment_of_stall_is_forgiven_and_a_lasting_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {"brief": iter([19e6, 20e6]), "lasting": iter([19e6, 18e6, 17e6])}
+
+    def measure(link: LinkDeclaration) -> dict[str, list[float]]:
+        return {"rate_bps": [20e6, next(rates[link.name]) * 0.99]}
+
+    monkeypatch.setattr(probes, "_measure", measure)
+    links = [
+        LinkDeclaration(name=name, a=End(None, "x"), b=End(None, "y"), bandwidth_bps=20e6)
+        for name in ("brief", "lasting")
+    ]
+    brief, lasting = probe_links(links)
+    assert brief.passed and brief.detail.endswith("(attempt 2)")
+    assert not lasting.passed and lasting.detail.endswith("(attempt 3)") and lasting.measured == 17e6 * 0.99

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+import pytest
 
 from twin.emulation.netlink import in_netns
 
@@ -57,6 +60,13 @@ def namespaces(count: int) -> Iterator[list[Namespace]]:
             stack.callback(one.close)
             made.append(one)
         yield made
+
+
+def skip_when_busy() -> None:
+    """For measurements that other programs on the host can spoil: skips when they do, never in CI."""
+    cores = len(os.sched_getaffinity(0))
+    if os.getloadavg()[0] > 1.5 * cores and os.environ.get("CI") != "true":
+        pytest.skip(f"the host is busy: load {os.getloadavg()[0]:.1f} on {cores} cores")
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 10.0) -> None:

@@ -6,7 +6,7 @@ PYTEST := .venv/bin/python -m pytest
 .PHONY: help setup setup-test images scenario test check format docs benchmarks gc
 
 help:
-	@echo "make scenario    set up, run the quickstart scenario, write runs/<id>/report.html"
+	@echo "make scenario    set up, run the quickstart with and without slicing, write runs/<id>/report.html"
 	@echo "make test        set up, run every test"
 	@echo "make setup       packages, .venv, Docker and Open vSwitch only"
 	@echo "make images      build the base container image"
@@ -26,7 +26,7 @@ images: setup
 	@.venv/bin/python -m twin.emulation.images
 
 scenario: setup
-	@$(TWIN) run quickstart --fidelity emulation --fallback flow
+	@$(TWIN) run quickstart --fidelity emulation --fallback flow --slicing both
 
 test: setup-test
 	@$(PYTEST)

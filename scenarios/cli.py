@@ -58,11 +58,12 @@ class Fallback(StrEnum):
     FLOW = "flow"
 
 
-class Switch(StrEnum):
-    """On or off."""
+class Slicing(StrEnum):
+    """With slices, without, or one run of each."""
 
     ON = "on"
     OFF = "off"
+    BOTH = "both"
 
 
 class Listing(StrEnum):
@@ -118,7 +119,9 @@ def run(
     ] = None,
     seed: Annotated[int | None, typer.Option(metavar="NUMBER", help="overrides the file")] = None,
     duration: Annotated[str | None, typer.Option(metavar="TIME", help="overrides the file, e.g. 30s")] = None,
-    slicing: Annotated[Switch | None, typer.Option(help="off: all slices share one pool of everything")] = None,
+    slicing: Annotated[
+        Slicing | None, typer.Option(help="off: all slices share one pool of everything; both: compare on with off")
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override any key, e.g. slices.embb.sst=1")
     ] = None,
@@ -128,7 +131,7 @@ def run(
     output: FormatOption = Format.TABLE,
 ) -> None:
     """Run a scenario and report what was measured."""
-    from scenarios.execution import BarProgress, execute
+    from scenarios.execution import BarProgress, execute, write_comparison
     from scenarios.registry import MissingPartError, emulation_missing
     from scenarios.runs import dumps, run_object
 
@@ -136,7 +139,7 @@ def run(
         "fidelity": fidelity and fidelity.value,
         "seed": seed,
         "duration_s": None if duration is None else _duration(duration),
-        "slicing": None if slicing is None else slicing is Switch.ON,
+        "slicing": None if slicing is None else slicing is not Slicing.OFF,
         "controllers": None if controller is None else [name for name in controller if name != "none"],
         "settings": dict(_setting(text) for text in settings or ()),
     }
@@ -147,23 +150,41 @@ def run(
             _say(f"  {item}")
         loaded = _load(scenario, **{**overrides, "fidelity": fallback.value})
     _check_captures(pcap or [], loaded)
+    scenarios = [loaded]
+    if slicing is Slicing.BOTH:
+        scenarios.append(_load(scenario, **{**overrides, "fidelity": loaded.fidelity, "slicing": False}))
+    ended = []
     try:
-        with BarProgress(loaded.duration_s) as progress:
-            finished = execute(loaded, runs=runs, captures=pcap or (), progress=progress)
+        for planned in scenarios:
+            with BarProgress(planned.duration_s) as progress:
+                ended.append(execute(planned, runs=runs, captures=pcap or (), progress=progress))
+            if ended[-1].result.signal_number is not None:
+                break
     except MissingPartError as error:
         raise UserError(f"{error}. See twin doctor; --fidelity flow needs nothing.", ExitCode.MISSING) from error
-    for warning in finished.warnings:
+    finished, *against = ended
+    warnings = [warning for one in ended for warning in one.warnings]
+    if against:
+        warnings += write_comparison(finished.result.path, against[0].result.path)
+    for warning in warnings:
         _say(f"warning: {warning}")
     found = run_object(finished.result.path)
+    others = [run_object(one.result.path) for one in against]
     if output is Format.JSON:
-        print(dumps(found))
-        if finished.result.status != "VALID":
-            _say(f"{finished.result.status}: {finished.result.reason}")
+        print(dumps(found | ({"against": others[0]} if others else {})))
+        for one in ended:
+            if one.result.status != "VALID":
+                _say(f"{one.result.run_id}: {one.result.status}: {one.result.reason}")
     else:
-        from scenarios.tables import print_run
+        from scenarios.tables import print_delays, print_run
         from twin.report.text import summary_table
 
-        print_run(found, summary_table(finished.result.path))
+        for one, row in zip(ended, (found, *others), strict=True):
+            print_run(row, summary_table(one.result.path))
+        if others:
+            print_delays(found, others[0])
+    if finished.exit_code == ExitCode.OK and any(one.result.status == "FAILED" for one in against):
+        raise typer.Exit(ExitCode.FAILED)
     raise typer.Exit(finished.exit_code)
 
 

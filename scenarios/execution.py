@@ -95,13 +95,20 @@ def _check(scenario: Scenario, result: RunResult, warnings: list[str]) -> tuple[
     return found
 
 
-def _report(path: Path, warnings: list[str]) -> None:
+def _report(path: Path, warnings: list[str], against: Path | None = None) -> None:
     from twin.report.page import write_report
 
     try:
-        write_report(path)
+        write_report(path, against)
     except (OSError, StoreError) as error:
         warnings.append(f"no report: {error}")
+
+
+def write_comparison(path: Path, against: Path) -> list[str]:
+    """Write the report of a run anew, side by side with another; warnings for the user."""
+    warnings: list[str] = []
+    _report(path, warnings, against)
+    return warnings
 
 
 class _Watched:

@@ -48,6 +48,23 @@ def cell(value: object) -> str:
     return str(value)
 
 
+def print_delays(on: Mapping[str, Any], off: Mapping[str, Any]) -> None:
+    """What slicing does to the downlink delay of each slice, busy moments (95th percentile of the intervals)."""
+    rows = []
+    for entity, kpis in on["kpis"].items():
+        name = "delay_dl_p95_s"
+        if entity.startswith("slice:") and name in kpis and name in off["kpis"].get(entity, {}):
+            sliced_s, shared_s = kpis[name]["p95"], off["kpis"][entity][name]["p95"]
+            rows.append(
+                {
+                    "slice": entity.removeprefix("slice:"),
+                    "with slicing": f"{1000 * sliced_s:.1f} ms",
+                    "without": f"{1000 * shared_s:.1f} ms",
+                }
+            )
+    print_rows(rows, ("slice", "with slicing", "without"), title="One-way downlink delay under load", empty="no delays")
+
+
 def print_run(run: Mapping[str, Any], summary: object) -> None:
     """The summary of one run: slices, assertions, failed probes, where the report is."""
     out = console()

@@ -290,3 +290,15 @@ def test_a_signal_ends_the_run_with_its_exit_code(number: int, code: int, small:
     assert process.returncode == code, err
     assert json.loads(out)["status"] == "FAILED"
     assert "interrupted by" in err
+
+
+def test_slicing_both_runs_twice_and_shows_both(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    short = ("--fidelity", "flow", "--duration", "8s", "--slicing", "both", "--out", str(tmp_path))
+    _, out, _ = twin(capsys, "run", "quickstart", *short, "--format", "json")
+    found = json.loads(out)
+    assert found["against"]["run_id"] != found["run_id"]
+    assert "cpu_limit_millicores" in found["kpis"]["slice:embb"]
+    assert "cpu_limit_millicores" not in found["against"]["kpis"]["slice:embb"]
+    page = Path(found["report"]).read_text()
+    assert found["run_id"] in page and found["against"]["run_id"] in page
+    assert "One-way downlink delay under load" in twin(capsys, "run", "quickstart", *short)[1]

@@ -14,6 +14,7 @@ from scenarios.engine import RunResult, run
 from scenarios.exit_codes import ExitCode
 from scenarios.model import Scenario
 from scenarios.registry import make_backend
+from scenarios.runs import REPORT
 from topologies.model import Topology
 from twin.backend import Backend, Session
 from twin.load import Load
@@ -99,7 +100,7 @@ def _report(path: Path, warnings: list[str], against: Path | None = None) -> Non
     from twin.report.page import write_report
 
     try:
-        write_report(path, against)
+        write_report(path, against, to=path / REPORT)
     except (OSError, StoreError) as error:
         warnings.append(f"no report: {error}")
 

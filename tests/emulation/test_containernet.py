@@ -263,6 +263,27 @@ class TestConnectivity:
         out, _, code = d1.pexec("cat /mnt/vol/word")
         assert (out, code) == ("volume", 0)
 
+    def test_images_of_ones_own(self, net: Containernet, tmp_path: Path) -> None:
+        (tmp_path / "Dockerfile").write_text(f'FROM {net.base_image()}\nENV FLAVOUR=own\nWORKDIR /srv\nCMD ["false"]\n')
+        tag = f"twinbed-test/{secrets.token_hex(4)}"
+        try:
+            built = net.addDocker("d1", dimage=tag, build_params={"path": str(tmp_path)}).wait_ready()
+            # without dcmd a shell keeps any image alive, as in Containernet
+            named = net.addDocker("d2", dimage=tag)
+            net.addLink(built, named)
+            net.start()
+            assert net.pingAll(timeout=2) == 0
+            for node in (built, named):
+                assert node.cmd("echo $FLAVOUR $(pwd)").split() == ["own", "/srv"]
+            with pytest.raises(ImageError, match="image twinbed-test/broken: build: "):
+                (tmp_path / "Dockerfile").write_text("FROM nothing-here:at-all\n")
+                net.addDocker("d3", dimage="twinbed-test/broken", build_params={"path": str(tmp_path)}).wait_ready()
+        finally:
+            net.stop()
+            net_images = docker.APIClient()
+            net_images.remove_image(tag, force=True)
+            net_images.close()
+
     def test_containers_come_and_go_while_it_runs(self, net: Containernet) -> None:
         s1, h1 = net.addSwitch("s1"), net.addHost("h1")
         net.addLink(s1, h1)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import ParamSpec
 
 import pytest
 
 from twin.emulation.netlink import in_netns
+
+P = ParamSpec("P")
 
 
 class Namespace:
@@ -67,6 +71,20 @@ def skip_when_busy() -> None:
     cores = len(os.sched_getaffinity(0))
     if os.getloadavg()[0] > 1.5 * cores and os.environ.get("CI") != "true":
         pytest.skip(f"the host is busy: load {os.getloadavg()[0]:.1f} on {cores} cores")
+
+
+def measures(test: Callable[P, None]) -> Callable[P, None]:
+    """For tests of rates and times: a failure on a busy host is a skip, never in CI."""
+
+    @functools.wraps(test)
+    def spared(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            test(*args, **kwargs)
+        except AssertionError:
+            skip_when_busy()
+            raise
+
+    return spared
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 10.0) -> None:

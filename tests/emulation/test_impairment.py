@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.emulation.namespaces import Namespace, namespaces, udp_rates_bps, wait_until
+from tests.emulation.namespaces import Namespace, measures, namespaces, udp_rates_bps, wait_until
 from twin.emulation import impairment, relay
 from twin.emulation.impairment import (
     End,
@@ -96,6 +96,7 @@ def test_a_plain_link_is_a_veth_pair_and_leaves_nothing(pair: list[Namespace], j
 
 @emulation
 @pytest.mark.parametrize("mechanism", mechanisms())
+@measures
 def test_what_is_declared_is_delivered_and_changes_live(
     pair: list[Namespace], journal: Journal, mechanism: Any
 ) -> None:
@@ -132,6 +133,7 @@ def test_what_is_declared_is_delivered_and_changes_live(
 
 
 @emulation
+@measures
 def test_jitter_spreads_delays_and_keeps_the_order(pair: list[Namespace], journal: Journal) -> None:
     spec = LinkSpec(
         a=End(pair[0].pid, "eth0"), b=End(pair[1].pid, "eth0"), delay_s=0.02, jitter_s=0.008, mechanism="relay"
@@ -166,6 +168,7 @@ def test_a_cut_link_is_down_at_both_ends_and_comes_back_with_its_routes(
 
 @emulation
 @pytest.mark.parametrize("impairable", [False, True])
+@measures
 def test_a_replugged_end_carries_traffic_with_its_old_mac_and_rate(
     pair: list[Namespace], journal: Journal, impairable: bool
 ) -> None:
@@ -220,6 +223,7 @@ def test_a_dead_relay_is_noticed(pair: list[Namespace], journal: Journal) -> Non
 
 
 @emulation
+@measures
 def test_a_hundred_pairs_are_made_in_a_fraction_of_a_second(pair: list[Namespace], journal: Journal) -> None:
     specs = [LinkSpec(a=End(pair[0].pid, f"a{n}"), b=End(pair[1].pid, f"b{n}")) for n in range(100)]
     started = time.monotonic()
@@ -269,6 +273,7 @@ def vsctl(*arguments: str) -> None:
 
 
 @emulation
+@measures
 def test_links_deliver_on_ports_of_open_vswitch_also_after_a_replug(
     pair: list[Namespace], journal: Journal, bridge: str
 ) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.emulation.namespaces import Namespace, namespaces, udp_rates_bps, wait_until
+from tests.emulation.namespaces import Namespace, measures, namespaces, udp_rates_bps, wait_until
 from twin.emulation.impairment import End, LinkHandle, make_link
 from twin.emulation.netlink import HTB, ROOT, Netlink
 from twin.emulation.shaping import Impairment, Shaper, ShapingError
@@ -33,6 +33,7 @@ def wire(tmp_path: Path) -> Iterator[Wire]:
         yield left, right, link
 
 
+@measures
 def test_the_rate_changes_while_traffic_flows(wire: Wire) -> None:
     left, right, _ = wire
     shaper = Shaper(left.pid, "eth0")
@@ -46,6 +47,7 @@ def test_the_rate_changes_while_traffic_flows(wire: Wire) -> None:
     assert measured > 50e6
 
 
+@measures
 def test_each_slice_gets_its_class_and_the_rest_passes(wire: Wire) -> None:
     left, right, _ = wire
     shaper = Shaper(left.pid, "eth0")
@@ -70,6 +72,7 @@ def test_each_slice_gets_its_class_and_the_rest_passes(wire: Wire) -> None:
     assert left.pings("10.0.0.3")
 
 
+@measures
 def test_classes_that_ask_for_too_much_share_the_link(wire: Wire) -> None:
     left, right, _ = wire
     shaper = Shaper(left.pid, "eth0")
@@ -83,6 +86,7 @@ def test_classes_that_ask_for_too_much_share_the_link(wire: Wire) -> None:
     assert alone == pytest.approx(10e6, rel=0.06)
 
 
+@measures
 def test_a_full_queue_shows_as_backlog_and_drains(wire: Wire) -> None:
     left, right, _ = wire
     shaper = Shaper(left.pid, "eth0", queue_packets=20)
@@ -92,6 +96,7 @@ def test_a_full_queue_shows_as_backlog_and_drains(wire: Wire) -> None:
     wait_until(lambda: shaper.stats()["link"].backlog_bytes == 0, "an empty queue")
 
 
+@measures
 def test_a_change_takes_milliseconds_at_most(wire: Wire) -> None:
     left, _, _ = wire
     shaper = Shaper(left.pid, "eth0")
@@ -105,6 +110,7 @@ def test_a_change_takes_milliseconds_at_most(wire: Wire) -> None:
     assert statistics.median(times) < 0.01
 
 
+@measures
 def test_the_tree_comes_back_on_a_new_interface_of_the_same_name(wire: Wire) -> None:
     left, right, link = wire
     link.shaper_a.add_class("slice", bandwidth_bps=3e6, match_dst_ip="10.0.0.2")

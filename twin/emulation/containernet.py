@@ -36,20 +36,12 @@ from mininet.topolib import TreeTopo
 
 from twin.emulation import images, veth
 from twin.emulation.cgroups import Cgroup
+from twin.emulation.container import Docker
 from twin.emulation.impairment import LinkError, make_links
 from twin.emulation.links import Interface, VirtualLink, host_name
-from twin.emulation.nodes import (
-    ContainerError,
-    Controller,
-    Docker,
-    LazyShell,
-    NamespaceHost,
-    NetworkNode,
-    Switch,
-    SwitchError,
-    datapath_id,
-)
+from twin.emulation.nodes import ContainerError, LazyShell, NamespaceHost, NetworkNode, SwitchError
 from twin.emulation.process import LaunchError, Reaper
+from twin.emulation.switches import Controller, Switch, datapath_id
 from twin.journal import Journal
 
 __all__ = [

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from twin.emulation.images import ensure_base_image
 from twin.journal import default_folder
 
 TWIN = Path(sys.executable).with_name("twin")
@@ -49,7 +50,7 @@ def snapshot() -> dict[str, set[str]]:
         "interfaces": {link["ifname"] for link in links},
         "qdiscs": lines("tc", "qdisc", "show"),
         "namespaces": namespaces(),
-        "cgroups": {str(path) for path in Path("/sys/fs/cgroup").glob("**/twinbed/*")},
+        "cgroups": {str(path) for path in Path("/sys/fs/cgroup").glob("**/twinbed/*") if path.is_dir()},
         "folders": {str(path) for path in Path("/run/twinbed").glob("*")},
         "journals": {str(path) for path in default_folder().glob("*")} - {str(default_folder() / ".lock")},
         "processes": processes,
@@ -66,23 +67,34 @@ def namespaces() -> set[str]:
 
 
 @contextmanager
-def foreign_things() -> Iterator[dict[str, str]]:
-    """A container, a bridge, an interface and a control group that no run made."""
-    name = f"foreign{os.getpid()}"
-    group = Path("/sys/fs/cgroup/cpu" if Path("/sys/fs/cgroup/cpu").exists() else "/sys/fs/cgroup") / name
-    image = subprocess.run(["docker", "images", "-q", "twinbed/base"], capture_output=True, text=True, check=True)
-    command = ["docker", "run", "-d", "--network", "none", "--name", name, image.stdout.split()[0], "sleep", "3600"]
-    subprocess.run(command, check=True, capture_output=True)
-    subprocess.run(["ovs-vsctl", "add-br", f"fb{os.getpid()}"], check=True)
-    subprocess.run(["ip", "link", "add", f"fl{os.getpid()}", "type", "dummy"], check=True)
-    group.mkdir()
-    try:
-        yield {"containers": name, "bridges": f"fb{os.getpid()}", "interfaces": f"fl{os.getpid()}", "group": str(group)}
-    finally:
-        group.rmdir()
-        subprocess.run(["ip", "link", "del", f"fl{os.getpid()}"], check=True)
-        subprocess.run(["ovs-vsctl", "del-br", f"fb{os.getpid()}"], check=True)
-        subprocess.run(["docker", "rm", "-f", name], check=True, capture_output=True)
+def foreign_things() -> Iterator[None]:
+    """A container, a bridge, a veth pair and a control group that no run made."""
+    number = os.getpid()
+    root = Path("/sys/fs/cgroup/cpu" if Path("/sys/fs/cgroup/cpu").exists() else "/sys/fs/cgroup")
+    group = root / f"foreign{number}"
+    with contextlib.ExitStack() as stack:
+
+        def make(make_it: list[str], take_it_away: list[str]) -> None:
+            subprocess.run(make_it, check=True, capture_output=True)
+            stack.callback(subprocess.run, take_it_away, check=True, capture_output=True)
+
+        name = f"foreign{number}"
+        make(
+            ["docker", "run", "-d", "--network", "none", "--name", name, ensure_base_image(), "sleep", "3600"],
+            ["docker", "rm", "-f", name],
+        )
+        bridge = f"fb{number}"
+        make(
+            ["ovs-vsctl", "add-br", bridge, "--", "set", "Bridge", bridge, "datapath_type=netdev"],
+            ["ovs-vsctl", "del-br", bridge],
+        )
+        make(
+            ["ip", "link", "add", f"fl{number}a", "type", "veth", "peer", "name", f"fl{number}b"],
+            ["ip", "link", "del", f"fl{number}a"],
+        )
+        group.mkdir()
+        stack.callback(group.rmdir)
+        yield
 
 
 def crash(moment_s: float, runs: Path) -> None:
@@ -105,6 +117,12 @@ def settled(before: dict[str, set[str]]) -> dict[str, set[str]]:
         time.sleep(0.1)
 
 
+def shown(things: dict[str, set[str]]) -> str:
+    """At most two of each kind."""
+    kinds = (f"{len(names)} {kind} ({', '.join(sorted(names)[:2])})" for kind, names in things.items())
+    return "; ".join(kinds) or "0"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--moments", type=int, default=20)
@@ -124,7 +142,7 @@ def main() -> int:
             left = settled(before)
             gone = {kind: before[kind] - rows for kind, rows in snapshot().items() if before[kind] - rows}
             failures += bool(left or gone)
-            found = f"left {left or 0}  foreign gone {gone or 0}"
+            found = f"left {shown(left)}  foreign gone {shown(gone)}"
             print(f"{number:3d}  killed at {moment_s:5.2f} s  gc removed {count:3d}  {found}", flush=True)
     print(f"kill -9 at {options.moments} random moments: {failures} with leftovers or foreign damage (asked: 0), "
           f"{removed} things removed by twin gc")  # fmt: skip

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
-from typing import TypeVar
+from collections.abc import Iterator
 
 from topologies.model import Gnb, Host, Switch
 from twin.emulation.cgroups import Cgroup
@@ -19,41 +17,15 @@ from twin.load import Flow, Service
 from twin.types import Probe
 
 PATH_TIMEOUT_S = 2.0
-ATTEMPTS = 3
-
-_D = TypeVar("_D", LinkDeclaration, CpuDeclaration)
 
 
 def prove(network: Network) -> tuple[Probe, ...]:
     """Links, CPU limits and the path of every slice, each against its declaration."""
     return (
-        *_insist(probe_links, list(_link_declarations(network))),
-        *_insist(probe_cpu_limits, list(_cpu_declarations(network))),
+        *probe_links(_link_declarations(network)),
+        *probe_cpu_limits(_cpu_declarations(network)),
         *_slice_paths(network),
     )
-
-
-def _insist(measure: Callable[[Iterable[_D]], list[Probe]], declared: Sequence[_D]) -> list[Probe]:
-    """Measure again what failed: a busy moment of the host is not a missing constraint.
-
-    What the host does not deliver fails every time; ``detail`` says how often it was tried.
-    """
-    rows = _by_name(measure, declared)
-    for attempt in range(2, ATTEMPTS + 1):
-        failed = [item for item in declared if not all(row.passed for row in rows[item.name])]
-        for item in failed:
-            again = measure([item])
-            rows[item.name] = [replace(row, detail=f"{row.detail}, attempt {attempt}") for row in again]
-    return [row for item in declared for row in rows[item.name]]
-
-
-def _by_name(measure: Callable[[Iterable[_D]], list[Probe]], declared: Sequence[_D]) -> dict[str, list[Probe]]:
-    """One measurement of all, its rows by the item that they are about."""
-    found = measure(declared)
-    return {
-        item.name: [row for row in found if row.item.removeprefix("link ").rpartition(" ")[0] == item.name]
-        for item in declared
-    }
 
 
 def _link_declarations(network: Network) -> Iterator[LinkDeclaration]:

@@ -11,10 +11,11 @@ import argparse
 import json
 import os
 import random
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from twin.emulation.containernet import Containernet
 from twin.emulation.images import ensure_base_image
 
 TARGETS = {"containers": (7.0, 2.5), "hosts": (1.0, 0.7)}
+Measure = Callable[[int], tuple[float, float]]
 settled: list[tuple[int, float]] = []
 
 
@@ -135,14 +137,14 @@ def settle() -> float:
     return timed(lambda: subprocess.run(["ovs-appctl", "version"], check=True, capture_output=True, timeout=60))
 
 
-def median(measure: Callable[[int], tuple[float, float]], count: int, repeats: int) -> tuple[float, float]:
-    """Median up and down time in s, each run beginning with an idle Open vSwitch."""
-    runs = []
+def medians(measures: Sequence[Measure], count: int, repeats: int) -> list[tuple[float, float]]:
+    """Median up and down time in s of each way, measured in turns and each beginning with an idle Open vSwitch."""
+    runs: list[list[tuple[float, float]]] = [[] for _ in measures]
     for _ in range(repeats):
-        runs.append(measure(count))
-        settled.append((count, settle()))
-    middle = len(runs) // 2
-    return sorted(up for up, _ in runs)[middle], sorted(down for _, down in runs)[middle]
+        for one, measure in zip(runs, measures, strict=True):
+            one.append(measure(count))
+            settled.append((count, settle()))
+    return [(statistics.median(up for up, _ in one), statistics.median(down for _, down in one)) for one in runs]
 
 
 def main() -> None:
@@ -161,7 +163,7 @@ def main() -> None:
         ("containers", options.containers, containers, one_by_one),
         ("hosts", options.hosts, hosts, stock_mininet),
     ):
-        mine, other = median(ours, count, options.repeats), median(plain, count, 1)
+        mine, other = medians((ours, plain), count, options.repeats)
         for index, direction in enumerate(("up", "down")):
             rows.append(
                 {
@@ -176,7 +178,7 @@ def main() -> None:
     if options.format == "json":
         print(json.dumps({"load_before": load, "repeats": options.repeats, "rows": rows, "settle_s": settled}))
         return
-    print(f"load before: {load:.2f} on {os.cpu_count()} cores; median of {options.repeats}, the plain way once")
+    print(f"load before: {load:.2f} on {os.cpu_count()} cores; medians of {options.repeats} in turns")
     for row in rows:
         print(
             f"{row['what']:<20} {row['seconds']:7.3f} s (target {row['target_s']:g})   "

@@ -142,7 +142,7 @@ def test_user_plane_knobs_and_refusals(tmp_path: Path) -> None:
         net.do("slice:embb", "cpu_millicores", 600)
         net.until(lambda o: throughput(o) > 5.5e6, "recovery of the CPU")
 
-        net.do("slice:embb", "prb_share", 0.02)
+        net.do("slice:embb", "prb_share", 0.01)
         net.until(lambda o: throughput(o) < 3e6, "throughput held by PRBs")
         assert net.step().value("slice:embb", "prb_used_dl_ratio") > 0.8
         net.do("slice:embb", "prb_share", 0.6)

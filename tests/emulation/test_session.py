@@ -270,7 +270,7 @@ def test_a_program_that_dies_by_itself_ends_the_run_by_name(tmp_path: Path) -> N
     run_id = fresh_id()
     backend = EmulationBackend(run_id=run_id, folder=tmp_path, probes=False)
     with backend.open(two_slices(), Load(flows=(), duration_s=10), seed=1) as session:
-        process = session._network._programs["upf-embb"].process
+        process = session._network._fleet._programs["upf-embb"].process
         process.kill()
         with pytest.raises(BackendError, match=r"program upf-embb on node upf-embb ended with exit code -9"):
             session.advance(0.5)
@@ -340,7 +340,7 @@ def test_a_declared_capture_of_nothing_is_named(tmp_path: Path) -> None:
 
 def test_the_control_socket_survives_nonsense(tmp_path: Path) -> None:
     with running(tmp_path, two_slices(), stream("phones.1", 5e5)) as net:
-        path = net.session._network._programs["gnb1.embb"].client.path
+        path = net.session._network._fleet._programs["gnb1.embb"].client.path
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
             link.settimeout(2)
             link.connect(str(path))

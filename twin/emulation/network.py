@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-import json
 import re
 import subprocess
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,75 +16,31 @@ import twin
 from topologies.model import App, Container, Host, Link, Node, Switch, Ue, Upf
 from topologies.paths import Route
 from twin.emulation import programs as specs
+from twin.emulation.addressing import ip_commands
 from twin.emulation.cgroups import Cgroup, CgroupError, quota_and_period
 from twin.emulation.client import ProgramClient, ProgramDownError, ProgramError
 from twin.emulation.containernet import Containernet
 from twin.emulation.errors import EmulationError
+from twin.emulation.fleet import GUEST_ROOT, NO_PYTHON, Fleet
+from twin.emulation.forwarding import Forwarding
 from twin.emulation.images import ImageError
 from twin.emulation.impairment import End, LinkError, LinkHandle, LinkSpec, make_links
-from twin.emulation.meter import Deltas
 from twin.emulation.nodes import ContainerError, SwitchError
-from twin.emulation.plan import Interface, Pair, Plan, reroute
-from twin.emulation.process import LaunchError, Process
+from twin.emulation.plan import Interface, Plan
+from twin.emulation.process import LaunchError
 from twin.emulation.programs import ProgramSpec
 from twin.emulation.shaping import Shaper, ShapingError
 from twin.journal import Journal
 from twin.load import Flow
-from twin.types import Kpi
 
 Progress = Callable[[str], None]
 
-GUEST_ROOT = "/opt/twinbed"
 RUNTIME_ROOT = Path("/run/twinbed")
-READY_TIMEOUT_S = 10.0
 DRAIN_TIMEOUT_S = 2.0
-PATH_DRAIN_S = 0.1
-RULE_PRIORITY = 100
 KEEP_ALIVE = ("python3", "-c", "import signal; signal.pause()")
-
-NO_PYTHON = "node {node}: image {image} has no python3; TwinBed's programs need Python 3.9 or later in the image"
 
 # What can go wrong on the host, told in one line by whoever found it.
 HOST_ERRORS = (ContainerError, SwitchError, ImageError, LinkError, ShapingError, CgroupError, LaunchError, ProgramError)
-
-
-@dataclass
-class _Program:
-    spec: ProgramSpec
-    process: Process
-    client: ProgramClient
-
-
-@dataclass(frozen=True)
-class _Computing:
-    """CPU and memory of one or several control groups in an interval; a limit None is no limit."""
-
-    used_millicores: float
-    periods: float
-    throttled: float
-    limit_millicores: float | None
-    memory_bytes: int
-    memory_limit_bytes: int | None
-
-    def plus(self, other: _Computing) -> _Computing:
-        limits = (self.limit_millicores, other.limit_millicores)
-        memories = (self.memory_limit_bytes, other.memory_limit_bytes)
-        return _Computing(
-            self.used_millicores + other.used_millicores,
-            self.periods + other.periods,
-            self.throttled + other.throttled,
-            None if None in limits else sum(limit for limit in limits if limit is not None),
-            self.memory_bytes + other.memory_bytes,
-            None if None in memories else sum(limit for limit in memories if limit is not None),
-        )
-
-    def kpis(self, time_s: float, entity: str) -> list[Kpi]:
-        rows = [Kpi(time_s, entity, "cpu_used_millicores", self.used_millicores)]
-        if self.limit_millicores is not None:
-            rows.append(Kpi(time_s, entity, "cpu_limit_millicores", self.limit_millicores))
-            ratio = self.throttled / self.periods if self.periods else 0.0
-            rows.append(Kpi(time_s, entity, "cpu_throttled_ratio", ratio))
-        return rows
 
 
 class Network:
@@ -106,16 +59,12 @@ class Network:
         self._containers: dict[str, Any] = {}
         self._links: dict[str, LinkHandle] = {}
         self._groups: dict[str, Cgroup] = {}
-        self._programs: dict[str, _Program] = {}
         self._down: set[str] = set()
         self._replicas = {app.name: app.replicas for app in plan.topology.of_kind(App) if app.service == "request"}
         self._prb_share = {slice_.name: slice_.prb_share for slice_ in plan.topology.slices}
-        self._bandwidth_bps = {slice_.name: slice_.bandwidth_bps for slice_ in plan.topology.slices}
-        self._pairs = {(pair.a.node, pair.b.node): pair for pair in plan.pairs}
-        self._cookies: dict[tuple[str, str], int] = {}
-        self._versions: dict[tuple[str, str], int] = {}
-        self._deltas = Deltas()
+        self.bandwidth_bps = {slice_.name: slice_.bandwidth_bps for slice_ in plan.topology.slices}
         self._later = ThreadPoolExecutor(max_workers=1, thread_name_prefix="later")
+        self._fleet = Fleet(node=self.container, groups=self._groups, runtime=self._runtime, logs=logs)
 
     # --- bring-up and teardown ---------------------------------------------------------------------
 
@@ -128,6 +77,13 @@ class Network:
             self._logs.mkdir(parents=True, exist_ok=True)
             self._net = Containernet(controller=None, run_id=self._run_id, journal=self._journal, prefix=self._prefix)
             self._stack.callback(self._net.stop)
+            self._forwarding = Forwarding(
+                self.plan,
+                self._net,
+                self._later,
+                port_of=self._port_number,
+                delay_s=lambda link: self._links[link.name].spec.delay_s,
+            )
             for node in topology.nodes:
                 self._add_node(node)
             for name in [name for app in self._replicas for name in self._replica_nodes(app)]:
@@ -140,11 +96,11 @@ class Network:
             self._connect([*topology.links, *self._replica_links()])
             for name in self._containers:
                 self._configure(name)
-            self._install_first_rules()
+            self._forwarding.install()
             self._shape_slices()
             progress("starting programs")
             self._make_groups()
-            self._start(list(specs.programs(self.plan, seed=self._seed, epoch_ns=self._epoch_ns)))
+            self._fleet.start(list(specs.programs(self.plan, seed=self._seed, epoch_ns=self._epoch_ns)))
         except HOST_ERRORS as error:
             raise EmulationError(self._in_own_words(str(error))) from error
 
@@ -155,10 +111,7 @@ class Network:
     def down(self) -> None:
         """Remove everything; may be called twice and after a failed :meth:`up`."""
         self._later.shutdown(wait=True)
-        for program in self._programs.values():
-            program.client.close()
-            program.process.kill()
-        self._programs.clear()
+        self._fleet.close()
         for group in self._groups.values():
             group.remove()
         self._groups.clear()
@@ -291,7 +244,7 @@ class Network:
 
     def _configure(self, name: str) -> None:
         """Addresses, routes and static neighbours of one node; may be repeated."""
-        lines = list(self._ip_commands(name))
+        lines = list(ip_commands(self.plan, name, self._replicas))
         node = next((node for node in self.plan.topology.nodes if node.name == name), None)
         sysctls = {"net/ipv6/conf/all/disable_ipv6": 1}
         if isinstance(node, Upf):
@@ -309,81 +262,9 @@ class Network:
         if done.returncode:
             raise EmulationError(f"node {name}: addresses not set: {' '.join(done.stderr.split())[:200]}")
 
-    def _ip_commands(self, name: str) -> Iterator[str]:
-        topology = self.plan.topology
-        app = name.rpartition("-r")[0]
-        if app in self._replicas:
-            index = int(name.rpartition("-r")[2])
-            address = specs.replica_address(specs.app_number(topology, app), index, balancer=False)
-            yield f"addr replace {address}/30 dev lb0"
-            return
-        own = {interface.name: interface for interface in self.plan.interfaces_of(name)}
-        for interface in own.values():
-            radio = interface.link in self.plan.radio_links.values()
-            yield f"addr replace {interface.address}/{24 if radio else 32} dev {interface.name}"
-            if radio:
-                peer = self.plan.interface(interface.peer, interface.link)
-                yield f"neigh replace {peer.address} lladdr {peer.mac} dev {interface.name} nud permanent"
-        for address, device, mac in self.plan.host_routes(name):
-            yield f"route replace {address}/32 dev {device} src {own[device].address}"
-            yield f"neigh replace {address} lladdr {mac} dev {device} nud permanent"
-        for pool, gateway, device in self.plan.pool_routes(name):
-            yield f"route replace {pool} via {gateway} dev {device} src {own[device].address} onlink"
-        for index in range(1, self._replicas.get(name, 0) + 1):
-            address = specs.replica_address(specs.app_number(topology, name), index, balancer=True)
-            yield f"addr replace {address}/30 dev r{index}"
-
-    # --- forwarding --------------------------------------------------------------------------------
-
-    def _install_first_rules(self) -> None:
-        """Rules of all pairs at once, switch by switch: nothing is sent yet."""
-        together: dict[str, list[str]] = {}
-        self._install_rules(list(self._pairs.values()), together=together)
-        for switch, rules in together.items():
-            self._net.switch_ofctl(self._net.get(switch), rules)
-
-    def _install_rules(
-        self, pairs: Sequence[Pair], *, version: int = 0, together: dict[str, list[str]] | None = None
-    ) -> None:
-        """Rules of pairs, last switch of each direction first, so that a path works once it begins.
-
-        With ``together`` they are collected there by switch and not installed.
-        """
-        for pair in pairs:
-            key = (pair.a.node, pair.b.node)
-            cookie = self._cookies.setdefault(key, len(self._cookies) + 1)
-            for source, target, hop in pair.hops():
-                link = self.plan.topology.link_named(hop.out_link)
-                rule = (
-                    f"cookie={cookie << 16 | version},priority={RULE_PRIORITY + version},"
-                    f"dl_src={source.mac},dl_dst={target.mac},actions=output:{self._port_number(link)}"
-                )
-                if together is None:
-                    self._net.switch_ofctl(self._net.get(hop.switch), [rule])
-                else:
-                    together.setdefault(hop.switch, []).append(rule)
-
-    def _remove_rules(self, pair: Pair, version: int) -> None:
-        """Remove the rules of a path that is used no more, when what was on its way has arrived."""
-        links = [self.plan.topology.link_named(f"{a}-{b}") for a, b in itertools.pairwise(pair.route)]
-        time.sleep(PATH_DRAIN_S + sum(self._links[link.name].spec.delay_s for link in links))
-        cookie = self._cookies[pair.a.node, pair.b.node] << 16 | version
-        for switch in dict.fromkeys(pair.route[1:-1]):
-            self._net.get(switch).dpctl("del-flows", f"cookie={cookie:#x}/-1")
-
     def set_path(self, slice_name: str, routes: Sequence[Route]) -> None:
         """Move the N3 traffic of a slice, make before break; one route for each gNB of the slice."""
-        current = [pair for pair in self._pairs.values() if pair.slice == slice_name]
-        moved = [reroute(self.plan, pair, route) for pair, route in zip(current, routes, strict=True)]
-        for old, new in zip(current, moved, strict=True):
-            if old.route == new.route:
-                continue
-            key = (old.a.node, old.b.node)
-            version = self._versions.get(key, 0)
-            self._install_rules([new], version=version + 1)
-            self._later.submit(self._remove_rules, old, version)
-            self._versions[key] = version + 1
-            self._pairs[key] = new
+        self._forwarding.move(slice_name, routes)
 
     # --- slices ------------------------------------------------------------------------------------
 
@@ -400,7 +281,7 @@ class Network:
                 journal=self._journal,
             )
 
-    def _slice_shapers(self, slice_name: str) -> Iterator[tuple[Shaper, list[str]]]:
+    def slice_shapers(self, slice_name: str) -> Iterator[tuple[Shaper, list[str]]]:
         """Shapers at the ends of the slice's N3 paths, with the addresses that tell its packets."""
         by_interface: dict[Interface, list[str]] = {}
         for pair in self.plan.slice_pairs(slice_name):
@@ -413,19 +294,19 @@ class Network:
 
     def _shape_slices(self) -> None:
         if self.plan.topology.slicing:
-            for name, bandwidth_bps in self._bandwidth_bps.items():
+            for name, bandwidth_bps in self.bandwidth_bps.items():
                 if bandwidth_bps is not None and name in self.plan.slice_upfs:
                     self.set_slice_bandwidth(name, bandwidth_bps)
 
     def set_slice_bandwidth(self, slice_name: str, bandwidth_bps: float) -> None:
         """Transport rate of a slice in each direction: at its UPF downlink, at each gNB uplink."""
         self._need_slicing(slice_name, "bandwidth_mbps")
-        for shaper, peers in self._slice_shapers(slice_name):
+        for shaper, peers in self.slice_shapers(slice_name):
             if shaper.has_class(slice_name):
                 shaper.set_class_rate(slice_name, bandwidth_bps)
             else:
                 shaper.add_class(slice_name, bandwidth_bps=bandwidth_bps, match_dst_ip=peers)
-        self._bandwidth_bps[slice_name] = bandwidth_bps
+        self.bandwidth_bps[slice_name] = bandwidth_bps
 
     def set_slice_cpu(self, slice_name: str, millicores: float) -> None:
         """CPU limit of the slice's part of every gNB."""
@@ -466,13 +347,17 @@ class Network:
     def limited(self, name: str) -> list[str]:
         return self._replica_nodes(name) if name in self._replicas else [name]
 
-    def _members(self, name: str) -> list[str]:
+    def members(self, name: str) -> list[str]:
         """All containers of a node: itself and its replicas."""
         return [name, *(self._replica_nodes(name) if name in self._replicas else [])]
 
     def _need_up(self, name: str) -> None:
         if name in self._down:
             raise EmulationError(f"node {name} is down")
+
+    def is_up(self, name: str) -> bool:
+        """False between :meth:`kill` and :meth:`restart` of a node."""
+        return name not in self._down
 
     def set_cqi(self, ue: str, cqi: int) -> None:
         """Fix the CQI of a UE."""
@@ -485,11 +370,8 @@ class Network:
         if name in self._down:
             return
         self._down.add(name)
-        for member in self._members(name):
-            for program in [p for p in self._programs.values() if p.spec.node == member]:
-                program.client.close()
-                program.process.kill()
-                del self._programs[program.spec.name]
+        for member in self.members(name):
+            self._fleet.stop_on(member)
             self._containers[member].kill()
 
     def restart(self, name: str) -> None:
@@ -498,7 +380,7 @@ class Network:
             return
         changed = set()
         plugged: list[Link] = []
-        for member in self._members(name):
+        for member in self.members(name):
             node = self._containers[member]
             node.restart()
             changed.add(member)
@@ -513,8 +395,8 @@ class Network:
             if other not in self._down:
                 self._configure(other)
         for spec in specs.programs(self.plan, seed=self._seed, epoch_ns=self._epoch_ns):
-            if spec.node in self._members(name) and spec.name not in self._programs:
-                self._start([self._current(spec)])
+            if spec.node in self.members(name) and spec.name not in self._fleet:
+                self._fleet.start([self._current(spec)])
 
     def _plug_again(self, links: Sequence[Link]) -> None:
         """Make the switches take ports whose interfaces are new ones of the same name.
@@ -553,7 +435,7 @@ class Network:
             self._connect([Link(a=name, b=replica)])
             self._configure(replica)
             self._configure(name)
-            self._start([specs.replica_program(self._app(name), index)])
+            self._fleet.start([specs.replica_program(self._app(name), index)])
             balancer.call("add", address=specs.replica_endpoint(self.plan.topology, name, index))
         for index in range(self._replicas[name], count, -1):
             balancer.call("remove", address=specs.replica_endpoint(self.plan.topology, name, index))
@@ -570,9 +452,7 @@ class Network:
                 if row is None or row["connections"] == 0:
                     break
                 time.sleep(0.05)
-        program = self._programs.pop(replica)
-        program.client.close()
-        program.process.kill()
+        self._fleet.stop_on(replica)
         self._links.pop(f"{app}-{replica}").close()
         self._net.removeDocker(replica)
         del self._containers[replica]
@@ -606,72 +486,22 @@ class Network:
 
     # --- programs ----------------------------------------------------------------------------------
 
-    def _start(self, wanted: Sequence[ProgramSpec]) -> None:
-        """Launch programs together, then wait until each is ready."""
-        for spec in wanted:
-            socket_path = self._runtime / f"{spec.name}.sock"
-            config_path = self._runtime / f"{spec.name}.json"
-            config_path.write_text(json.dumps(spec.config))
-            argv = ["python3", "-m", f"twin.emulation.dataplane.{spec.module}"]
-            argv += ["--config", str(config_path), "--control", str(socket_path)]
-            process = self._containers[spec.node].launch(
-                argv,
-                cgroup=self._groups.get(spec.name),
-                log=self._logs / f"{spec.name}.log",
-                env={"PYTHONPATH": GUEST_ROOT, "PYTHONDONTWRITEBYTECODE": "1"},
-            )
-            self._programs[spec.name] = _Program(spec, process, ProgramClient(spec.name, socket_path))
-        deadline_s = time.monotonic() + READY_TIMEOUT_S
-        for spec in wanted:
-            self._wait_ready(self._programs[spec.name], deadline_s)
-
-    def _wait_ready(self, program: _Program, deadline_s: float) -> None:
-        while True:
-            try:
-                program.client.wait_ready(time.monotonic() + 0.05)
-                return
-            except ProgramDownError:
-                if program.process.poll() is not None or time.monotonic() > deadline_s:
-                    raise EmulationError(self._obituary(program)) from None
-
-    def _obituary(self, program: _Program) -> str:
-        """Why a program is not there, in one line."""
-        spec = program.spec
-        code = program.process.poll()
-        log = self._logs / f"{spec.name}.log"
-        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        last = lines[-1][:200] if lines else "nothing"
-        if code in (126, 127) or ("python3" in last and "No such file" in last):
-            image = self._containers[spec.node].dimage
-            return NO_PYTHON.format(node=spec.node, image=image)
-        state = "does not answer" if code is None else f"ended with exit code {code}"
-        return f"program {spec.name} on node {spec.node} {state}; its last words: {last} (log: {log})"
-
     def client(self, program: str) -> ProgramClient:
         """The control connection of a running program; ProgramDownError when it is down."""
-        try:
-            return self._programs[program].client
-        except KeyError:
-            raise ProgramDownError(f"{program}: is down") from None
+        return self._fleet.client(program)
 
     def stats(self) -> Iterator[tuple[ProgramSpec, dict[str, Any]]]:
         """Statistics of every program that answers."""
-        for program in list(self._programs.values()):
-            with contextlib.suppress(ProgramDownError):
-                yield program.spec, program.client.call("stats")
+        return self._fleet.stats()
 
     def check_alive(self) -> None:
         """EmulationError when something that should run has died by itself."""
-        for program in self._programs.values():
-            if program.process.poll() is not None:
-                raise EmulationError(self._obituary(program))
+        self._fleet.check_alive()
 
     def set_epoch(self, time_ns: int) -> None:
         """Run time 0 in monotonic nanoseconds, for channels and scripts."""
         self._epoch_ns = time_ns
-        for program in self._programs.values():
-            if program.spec.module == "gnb":
-                program.client.call("epoch", time_ns=time_ns)
+        self._fleet.set_epoch(time_ns)
 
     def start_flow(self, flow: Flow, rate: float) -> None:
         """Let a UE use an application."""
@@ -685,11 +515,8 @@ class Network:
             app=[specs.app_address(self.plan, flow.app, flow.slice), specs.SERVICE_PORTS[flow.service]],
             rate=rate,
             packet_bytes=flow.packet_bytes,
-            seed=self._flow_seed(flow),
+            seed=self._seed,
         )
-
-    def _flow_seed(self, flow: Flow) -> int:
-        return int.from_bytes(f"{self._seed}/{flow.name}".encode()[-6:], "big")
 
     # --- observation -------------------------------------------------------------------------------
 
@@ -709,86 +536,6 @@ class Network:
         """What the host does it with: OVS datapath, link mechanisms, cgroup version."""
         mechanisms = {name: handle.mechanism for name, handle in self._links.items()}
         return {"ovs_datapath": self._net.datapath, "link_mechanisms": mechanisms}
-
-    def kpis(self, time_s: float, span_s: float) -> list[Kpi]:
-        """Computing, transport and link KPIs of an interval."""
-        gnbs: dict[str, list[_Computing]] = defaultdict(list)
-        parts: dict[str, _Computing] = {}
-        for program, group in self._groups.items():
-            gnb, _, part = program.partition(".")
-            computing = self._computing(group, group.label, span_s)
-            gnbs[gnb].append(computing)
-            parts[part] = parts[part].plus(computing) if part in parts else computing
-        rows: list[Kpi] = []
-        for part, computing in parts.items():
-            if part != specs.SHARED:
-                rows += computing.kpis(time_s, f"slice:{part}")
-        for node in self.plan.topology.nodes:
-            rows += self._node_kpis(time_s, span_s, node, gnbs[node.name])
-        for slice_name, bandwidth_bps in self._bandwidth_bps.items():
-            if slice_name in self.plan.slice_upfs:
-                rows += self._transport_kpis(time_s, slice_name, bandwidth_bps)
-        for link in self.plan.topology.links:
-            rows += self._link_kpis(time_s, span_s, link)
-        return rows
-
-    def _computing(self, group: Cgroup, key: str, span_s: float) -> _Computing:
-        stats = group.stats()
-        return _Computing(
-            used_millicores=1000 * self._deltas((key, "cpu"), stats.cpu_used_s) / span_s,
-            periods=self._deltas((key, "periods"), stats.periods),
-            throttled=self._deltas((key, "throttled"), stats.throttled_periods),
-            limit_millicores=stats.cpu_limit_millicores,
-            memory_bytes=stats.memory_used_bytes,
-            memory_limit_bytes=stats.memory_limit_bytes,
-        )
-
-    def _node_kpis(self, time_s: float, span_s: float, node: Node, parts: Sequence[_Computing]) -> list[Kpi]:
-        if isinstance(node, Switch | Host) or node.name in self._down:
-            return []
-        total: _Computing | None = None
-        for member in self._members(node.name):
-            found = self._computing(Cgroup.of_container(self._containers[member]), member, span_s)
-            if member not in self.limited(node.name):
-                found = replace(found, limit_millicores=0.0, memory_limit_bytes=0)
-            total = found if total is None else total.plus(found)
-        assert total is not None
-        total = replace(
-            total,
-            used_millicores=total.used_millicores + sum(part.used_millicores for part in parts),
-            memory_bytes=total.memory_bytes + sum(part.memory_bytes for part in parts),
-        )
-        rows = total.kpis(time_s, f"node:{node.name}")
-        rows.append(Kpi(time_s, f"node:{node.name}", "memory_used_bytes", float(total.memory_bytes)))
-        if total.memory_limit_bytes is not None:
-            rows.append(Kpi(time_s, f"node:{node.name}", "memory_limit_bytes", float(total.memory_limit_bytes)))
-        return rows
-
-    def _transport_kpis(self, time_s: float, slice_name: str, bandwidth_bps: float | None) -> list[Kpi]:
-        if bandwidth_bps is None or not self.plan.topology.slicing:
-            return []
-        backlog = 0
-        for shaper, _ in self._slice_shapers(slice_name):
-            with contextlib.suppress(ShapingError):  # the node at this end is down
-                backlog += shaper.stats()[slice_name].backlog_bytes
-        return [
-            Kpi(time_s, f"slice:{slice_name}", "bandwidth_limit_bps", bandwidth_bps),
-            Kpi(time_s, f"slice:{slice_name}", "transport_queue_bytes", float(backlog)),
-        ]
-
-    def _link_kpis(self, time_s: float, span_s: float, link: Link) -> list[Kpi]:
-        entity, handle = f"link:{link.name}", self._links[link.name]
-        up = handle.up and link.a not in self._down and link.b not in self._down
-        rows = [Kpi(time_s, entity, "link_up", float(up))]
-        if handle.spec.bandwidth_bps is not None:
-            rows.append(Kpi(time_s, entity, "bandwidth_limit_bps", handle.spec.bandwidth_bps))
-        if link.a not in self._down and link.b not in self._down:
-            stats = handle.stats()
-            ways = [
-                self._deltas((link.name, way), count) for way, count in (("ab", stats.bytes_ab), ("ba", stats.bytes_ba))
-            ]
-            rows.append(Kpi(time_s, entity, "link_throughput_bps", max(ways) * 8 / span_s))
-        return rows
 
     # --- captures and probes -----------------------------------------------------------------------
 

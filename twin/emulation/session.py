@@ -13,8 +13,8 @@ from typing import Any, Self
 from topologies.model import Topology, TopologyError, Ue
 from twin.backend import BackendError
 from twin.emulation.capture import Capture, CaptureError
-from twin.emulation.client import ProgramError
 from twin.emulation.errors import EmulationError
+from twin.emulation.gauges import Gauges
 from twin.emulation.hostmeter import HostMeter
 from twin.emulation.knobs import Actuators
 from twin.emulation.meter import Readings, UserPlaneMeter
@@ -100,6 +100,7 @@ class EmulationSession:
             self._load = load
             self._plan = plan
             self._meter = UserPlaneMeter(plan, load)
+            self._gauges = Gauges(self._network)
             self._epoch_s = time.monotonic()
             self._network.set_epoch(time.monotonic_ns())
             always = [ue_id for group in topology.of_kind(Ue) if group.always_attached for ue_id in group.ue_ids]
@@ -145,14 +146,17 @@ class EmulationSession:
         while (left_s := until_s - self.clock_s()) > 0:
             time.sleep(left_s)
         try:
-            self._network.check_alive()
-            self._replay.check()
-        except (EmulationError, ProgramError) as error:
+            return self._observe(until_s)
+        except (EmulationError, OSError, *HOST_ERRORS) as error:
             raise BackendError(str(error)) from error
+
+    def _observe(self, until_s: float) -> Observation:
+        self._network.check_alive()
+        self._replay.check()
         span_s, read_s = self._span()
         readings = self._read()
         kpis = self._meter.kpis(until_s, span_s, readings, self._replay.active_ues())
-        kpis += self._network.kpis(until_s, span_s)
+        kpis += self._gauges.kpis(until_s, span_s)
         kpis += self._host.kpis(until_s)
         kpis.append(Kpi(until_s, "run", "clock_lag_s", max(0.0, read_s - until_s)))
         self._replay.reconcile(
@@ -189,7 +193,7 @@ class EmulationSession:
         """Read everything once, so that bring-up and probes are not counted in the first interval."""
         self._last_read_s = self.clock_s()
         self._meter.kpis(0.0, 1.0, self._read(), {})
-        self._network.kpis(0.0, 1.0)
+        self._gauges.kpis(0.0, 1.0)
 
     def _read(self) -> Readings:
         by_module: dict[str, dict[str, dict[str, Any]]] = {}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -108,7 +109,7 @@ class Shell:
         self._program("pip", f'exec "{python}" -m pip --disable-pip-version-check -q "$@"')
         self._program("pytest", f'exec "{python}" -m pytest -q -p no:cacheprovider "$@"')
         self._program("sudo", 'exec "$@"')
-        self._program("make", f'exec /usr/bin/make -n -C "{ROOT}" "$@" >/dev/null')
+        self._program("make", f'exec "{shutil.which("make")}" -n -C "{ROOT}" "$@" >/dev/null')
         (folder / "scenarios").symlink_to(ROOT / "scenarios")
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))},

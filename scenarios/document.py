@@ -11,7 +11,11 @@ from pydantic import BaseModel, Tag, ValidationError
 
 from scenarios.errors import Problem, ScenarioFileError, nearest, unknown
 from scenarios.schema import ScenarioFile
-from scenarios.source import Location, Source, dotted
+from scenarios.source import Location, Source, dotted, plain_scalar
+
+# What may stand at a place of the file: an annotation, and the tag that pydantic gives it in a union.
+_Candidate = tuple[object, str | None]
+_ROOT: _Candidate = (ScenarioFile, None)
 
 _TYPES = {
     "string_type": "text",
@@ -51,7 +55,19 @@ def document_data(document: ScenarioFile) -> dict[str, Any]:
 
 def dump_document(data: object) -> str:
     """YAML text of plain data, keys in order."""
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110)
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the text that :mod:`scenarios.source` would read as a number (the slice differentiator 1000e0)."""
+
+
+def _quoted(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = None if isinstance(plain_scalar(text), str) else "'"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _quoted)
 
 
 def _explain(source: Source, detail: dict[str, Any]) -> tuple[Location, str]:
@@ -105,7 +121,16 @@ def _shown(given: object) -> str:
 def _in_data(data: Any, location: tuple[str | int, ...]) -> Location:
     """``location`` without the tags that pydantic adds for members of unions."""
     found: list[str | int] = []
+    candidates = [_ROOT]
+    after_tag = False
     for part in location:
+        chosen = [] if after_tag else _tagged(candidates, part)
+        after_tag = bool(chosen)
+        if chosen:
+            # A tag may also be a key of the same mapping (an event with ``link``): it is no step into the data.
+            candidates = chosen
+            continue
+        candidates = _below(candidates, part)
         inside = part in data if isinstance(data, dict) else isinstance(data, list) and part in range(len(data))
         if inside:
             data = data[part]
@@ -115,23 +140,9 @@ def _in_data(data: Any, location: tuple[str | int, ...]) -> Location:
 
 def _keys_at(location: tuple[str | int, ...]) -> list[str]:
     """The keys that a file may have at ``location`` (with pydantic's union tags)."""
-    candidates: list[tuple[Any, str | None]] = [(ScenarioFile, None)]
+    candidates = [_ROOT]
     for part in location:
-        step: list[tuple[Any, str | None]] = []
-        for member, tag in _members(candidates):
-            if isinstance(member, type) and issubclass(member, BaseModel):
-                if part == tag or part in _kinds(member):
-                    step.append((member, None))
-                step += [
-                    (field.annotation, None)
-                    for name, field in member.model_fields.items()
-                    if part in (name, field.alias)
-                ]
-            elif get_origin(member) is dict:
-                step.append((get_args(member)[1], None))
-            elif get_origin(member) is tuple and isinstance(part, int):
-                step.append((get_args(member)[0], None))
-        candidates = step
+        candidates = _tagged(candidates, part) + _below(candidates, part)
     keys: dict[str, None] = {}
     for member, _ in _members(candidates):
         if isinstance(member, type) and issubclass(member, BaseModel):
@@ -139,7 +150,31 @@ def _keys_at(location: tuple[str | int, ...]) -> list[str]:
     return list(keys)
 
 
-def _members(candidates: list[tuple[Any, str | None]]) -> Iterator[tuple[Any, str | None]]:
+def _tagged(candidates: list[_Candidate], tag: str | int) -> list[_Candidate]:
+    """The members of a union at this place that pydantic calls ``tag``."""
+    return [
+        (member, None)
+        for member, own in _members(candidates)
+        if isinstance(member, type) and issubclass(member, BaseModel) and (tag == own or tag in _kinds(member))
+    ]
+
+
+def _below(candidates: list[_Candidate], key: str | int) -> list[_Candidate]:
+    """What may stand under ``key``."""
+    found: list[_Candidate] = []
+    for member, _ in _members(candidates):
+        if isinstance(member, type) and issubclass(member, BaseModel):
+            found += [
+                (field.annotation, None) for name, field in member.model_fields.items() if key in (name, field.alias)
+            ]
+        elif get_origin(member) is dict:
+            found.append((get_args(member)[1], None))
+        elif get_origin(member) is tuple and isinstance(key, int):
+            found.append((get_args(member)[0], None))
+    return found
+
+
+def _members(candidates: list[_Candidate]) -> Iterator[_Candidate]:
     for annotation, tag in candidates:
         origin = get_origin(annotation)
         if origin is Annotated:

@@ -37,7 +37,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
             folded[match]
             for match in difflib.get_close_matches(name.lower().replace("-", "_"), list(folded), n=1, cutoff=0.6)
         ]
+    if not found:
+        # Short keys have no close match: "bw" for "bandwith".
+        short = [item for item in known if item[:1] == name[:1] and 1 < len(item) < len(name) and _within(item, name)]
+        found = short if len(short) == 1 else []
     return f" (did you mean {found[0]}?)" if found else ""
+
+
+def _within(short: str, name: str) -> bool:
+    """Whether the letters of ``short`` stand in ``name`` in this order."""
+    letters = iter(name)
+    return all(letter in letters for letter in short)
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ from scenarios.schema import (
     UeEvent,
 )
 from scenarios.source import Location, Source, dotted
-from topologies.model import App, Topology, TopologyError, Ue
+from topologies.model import App, Host, Switch, Topology, TopologyError, Ue
 from topologies.paths import parse_path, serving_gnb, slice_upf
 from twin.knobs import KNOBS, refusal
 from twin.types import Action
@@ -151,7 +151,7 @@ class EventReader:
             return []
         impossible = self._impossible(action)
         if impossible:
-            self._report((*location, "value"), impossible)
+            self._report((*location, "value" if isinstance(event, KnobEvent) else key), impossible)
             return []
         result = [TimedAction(time_s=event.at, action=action, label=event.label or "")]
         after_s = getattr(event, "for_", None)
@@ -162,7 +162,9 @@ class EventReader:
 
     def _impossible(self, action: Action) -> str | None:
         """Why this topology cannot do what the action asks for, as far as that is known before the run."""
-        name = action.entity.partition(":")[2]
+        scope, _, name = action.entity.partition(":")
+        if scope == "node" and isinstance(node := self.topology.node(name), Switch | Host):
+            return f"{action.entity} {action.knob}: a {node.kind} has no container"
         if action.knob == "replicas":
             node = self.topology.node(name)
             if not (isinstance(node, App) and node.service == "request"):

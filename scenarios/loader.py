@@ -87,6 +87,9 @@ def resolve(source: Source) -> Scenario:
     network = NetworkReader(source, document)
     topology = network.read()
     problems = list(network.problems)
+    if document.interval > document.duration:
+        text = f"interval: got {document.interval:g} s, allowed at most the duration, {document.duration:g} s"
+        problems.append(source.problem(("interval",), text))
     names, controller_problems = _controller_names(source, document)
     problems += controller_problems
     if topology is None:

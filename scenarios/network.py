@@ -216,11 +216,23 @@ class NetworkReader:
                 self.report((*location, argument), f"{key} and {argument} are the same thing; give one of them")
             if key in given:
                 given[argument] = given.pop(key)
+        self._check_container(location, settings)
         try:
             self._keep_node(_KINDS[type(settings)](name=name, **given), location)
         except TopologyError as error:
             self._report_model(location, error, self.source_data(location))
             self._broken.add(name)
+
+    def _check_container(self, location: Location, settings: NodeSettings) -> None:
+        """Report limits that nothing would apply."""
+        given = settings.model_fields_set
+        if isinstance(settings, SwitchNode | HostNode):
+            for key in sorted(given & {"image", "cpu", "cpu_millicores", "memory", "memory_mib"}):
+                self.report((*location, key), f"a {settings.kind} has no container that {key} could act on")
+        if isinstance(settings, GnbNode):
+            for key in sorted(given & {"cpu", "cpu_millicores"}):
+                text = "each slice's part of the gNB has its own limit; set resources.ran.cpu of the slices"
+                self.report((*location, key), text)
 
     def source_data(self, location: Location) -> Mapping[str, Any]:
         """The plain data of the file at ``location``, which exists and is a mapping."""
@@ -268,6 +280,21 @@ class NetworkReader:
                 first = self.source.problem(seen[pair], "").line
                 self.report(at, f"duplicate name: link {link.name} joins the same nodes as the link in line {first}")
             seen.setdefault(pair, location)
+        self._check_interfaces()
+
+    def _check_interfaces(self) -> None:
+        seen: dict[tuple[str, str], Location] = {}
+        for link, location in self._links:
+            for node, interface in ((link.a, link.a_interface), (link.b, link.b_interface)):
+                if interface is None:
+                    continue
+                if (node, interface) in seen:
+                    first = self.source.problem(seen[node, interface], "").line
+                    self.report(
+                        (*location, "endpoints"),
+                        f"duplicate name: interface {node}:{interface} already ends the link in line {first}",
+                    )
+                seen.setdefault((node, interface), location)
 
     # --- slices
 
@@ -288,7 +315,24 @@ class NetworkReader:
                 slices.append(self._slice(name, entry, (1 - given) / silent if share is None else share))
             except TopologyError as error:
                 self._report_model(location, error, self.source_data(location))
+            if entry.sla.beta_thresh is not None and entry.sla.q_thresh is None:
+                at = (*location, "sla", "beta_thresh")
+                self.report(at, "needs q_thresh, the throughput below which a UE counts as degraded")
+        self._check_s_nssais(slices)
         return tuple(slices)
+
+    def _check_s_nssais(self, slices: list[Slice]) -> None:
+        """An S-NSSAI identifies a slice (TS 23.501 §5.15.2)."""
+        seen: dict[tuple[int, str], str] = {}
+        for slice_ in slices:
+            s_nssai = slice_.sst, slice_.sd.upper()
+            if s_nssai in seen:
+                self.report(
+                    ("slices", slice_.name),
+                    f"S-NSSAI SST {slice_.sst}, SD {slice_.sd} is that of slice {seen[s_nssai]}; "
+                    "give it another sst or sd",
+                )
+            seen.setdefault(s_nssai, slice_.name)
 
     @staticmethod
     def _slice(name: str, entry: SliceEntry, prb_share: float) -> Slice:

@@ -76,6 +76,8 @@ Name = Annotated[str, BeforeValidator(_read_name), WithJsonSchema(_NAME_SCHEMA)]
 
 def _read_sd(given: object) -> object:
     # Without quotes 000001 is read as text but 100000 as a number; both mean the six digits.
+    if isinstance(given, float):
+        raise ValueError(f"got the number {given:g}; write the six digits in quotes")
     return str(given) if isinstance(given, int) and not isinstance(given, bool) else given
 
 

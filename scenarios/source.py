@@ -131,7 +131,8 @@ def parse_source(text: str, file: str) -> Source:
     data = reader.value(root, ())
     if not isinstance(data, dict):
         line = root.start_mark.line + 1
-        raise ScenarioFileError([Problem(file, line, f"a scenario is a mapping of keys, got {type(data).__name__}")])
+        got = "a list" if isinstance(data, list) else "nothing" if data is None else f"only {str(data)[:60]!r}"
+        raise ScenarioFileError([Problem(file, line, f"a scenario is a mapping of keys, got {got}")])
     if reader.problems:
         raise ScenarioFileError(reader.problems)
     return Source(file, data, reader.lines)
@@ -193,6 +194,10 @@ class _Reader:
                 self.problems.append(Problem(self.file, line, "a key must be text, got a list or mapping"))
                 continue
             key = key_node.value
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                text = "merge keys (<<) are not part of YAML 1.2 and not supported; write the keys out"
+                self.problems.append(Problem(self.file, line, text))
+                continue
             if key in result:
                 first = self.lines[(*location, key)]
                 where = dotted(location) or "the scenario"
@@ -208,17 +213,20 @@ class _Reader:
         text: str = node.value
         if node.tag.removeprefix("tag:yaml.org,2002:") not in _TAGS:
             self.problems.append(Problem(self.file, line, f"YAML tag {node.tag} is not allowed"))
-        if node.style in ("'", '"', "|", ">"):
-            return text
-        if text in _NULL:
-            return None
-        if text in _BOOL:
-            return _BOOL[text]
-        if _INT.fullmatch(text) and len(text) <= _MAX_DIGITS:
-            return int(text)
-        if _FLOAT.fullmatch(text) and len(text) <= _MAX_DIGITS:
-            return float(text)
-        return text
+        return text if node.style in ("'", '"', "|", ">") else plain_scalar(text)
+
+
+def plain_scalar(text: str) -> str | int | float | bool | None:
+    """What ``text`` means where it stands without quotes."""
+    if text in _NULL:
+        return None
+    if text in _BOOL:
+        return _BOOL[text]
+    if _INT.fullmatch(text) and len(text) <= _MAX_DIGITS:
+        return int(text)
+    if _FLOAT.fullmatch(text) and len(text) <= _MAX_DIGITS:
+        return float(text)
+    return text
 
 
 def dotted(location: Location) -> str:

@@ -130,7 +130,7 @@ def test_streams_differ_by_name_and_seed() -> None:
         (video(trace([1], unit="cdr")), "a stream needs a trace of users or bps, got cdr"),
         (video(trace([1], unit="bps"), app="api"), "a request needs a trace of users or requests_per_s, got bps"),
         (video(trace([1], unit="bps")), "the trace already gives the rate in bps; leave rate out, got 1e"),
-        (video(trace([1]), rate=None), "rate of one active UE must be positive, got None"),
+        (video(trace([1]), rate=None), "traffic v: rate is missing: bit/s of one active UE"),
         (video(None, rate=-5.0), "rate of one active UE must be positive, got -5"),
         (video(None, ues="cars"), "no UE group named 'cars'; groups: phones"),
         (video(None, app="gnb"), "no application named 'gnb'; applications: video, api, sink"),

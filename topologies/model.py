@@ -201,6 +201,11 @@ class Link:
         _check_range(where, "bandwidth_bps", self.bandwidth_bps, 10_000)
         _check_range(where, "delay_s", self.delay_s, 0, 60)
         _check_range(where, "jitter_s", self.jitter_s, 0, 60)
+        if self.jitter_s > self.delay_s:
+            # Uniform in delay ± jitter: no packet arrives before it was sent.
+            raise TopologyError(
+                f"{where}: jitter_s must be in [0, {self.delay_s:g}] (its delay), got {self.jitter_s:g}"
+            )
         _check_range(where, "loss_ratio", self.loss_ratio, 0, 1)
         for interface in (self.a_interface, self.b_interface):
             if interface is not None and not re.fullmatch(r"[a-z][a-z0-9-]{0,14}", interface):

@@ -89,7 +89,10 @@ def _flows(spec: TrafficSpec, topology: Topology, duration_s: float, seed: int) 
     if spec.trace is not None and spec.trace.unit != "users":
         activities = _from_rates(spec, spec.trace, app, group, span_s)
     else:
-        if spec.rate is None or not (math.isfinite(spec.rate) and spec.rate > 0):
+        if spec.rate is None:
+            wanted = "requests/s" if app.service == "request" else "bit/s"
+            raise ValueError(f"{where}: rate is missing: {wanted} of one active UE")
+        if not (math.isfinite(spec.rate) and spec.rate > 0):
             raise ValueError(f"{where}: rate of one active UE must be positive, got {spec.rate}")
         if spec.trace is None:
             sessions = {ue: [(0.0, span_s)] for ue in group.ue_ids}

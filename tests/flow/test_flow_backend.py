@@ -353,6 +353,15 @@ def test_a_route_keeps_its_first_and_last_link() -> None:
     assert "must use link gnb1-s1, got gnb1-s3" in outcome.reason
 
 
+def test_jitter_never_exceeds_delay() -> None:
+    with FlowBackend().open(network(), load(), seed=1) as session:
+        name = f"link:{network().links[-1].name}"
+        steps = [("delay_s", 0.02), ("jitter_s", 0.03), ("jitter_s", 0.01), ("delay_s", 0.005), ("delay_s", 0.01)]
+        outcomes = session.apply([Action(name, knob, value) for knob, value in steps])
+        assert [outcome.applied for outcome in outcomes] == [True, False, True, False, True]
+        assert outcomes[1].reason == f"{name} jitter_s: jitter cannot exceed delay, got jitter 0.03 s of 0.02 s"
+
+
 # ---- whatever happens
 
 

@@ -30,7 +30,8 @@ MISTAKES = {
         "      bw: 20\n",
         "      bandwith: 20\n",
         "bandwith",
-        "topology.links[2].bandwith: unknown key bandwith; allowed: endpoints, bw, delay, jitter, loss",
+        "topology.links[2].bandwith: unknown key bandwith (did you mean bw?); "
+        "allowed: endpoints, bw, delay, jitter, loss",
     ),
     "unknown key of an event": (
         "demand_factor: 2, for",
@@ -269,6 +270,72 @@ MISTAKES = {
         "bandwidth_mbps, prb_share, path, replicas, link_state, delay_s, jitter_s, loss_ratio, node_state, ue_state, "
         "cqi, demand_factor, q_thresh_mbps, beta_thresh, latency_bound_s",
     ),
+    "time of an event": (
+        "{at: 5s, slice: embb, demand_factor: 2, for: 5s}",
+        "{at: -5s, link: s1-s2, do: down}",
+        "at: -5s",
+        "events[0].at: got '-5s', allowed at least 0s",
+    ),
+    "verb of an event": (
+        "{at: 5s, slice: embb, demand_factor: 2, for: 5s}",
+        "{at: 5s, node: gnb1, do: explode}",
+        "explode",
+        "events[0].do: got 'explode', allowed kill, restart",
+    ),
+    "kill a switch": (
+        "{at: 5s, slice: embb, demand_factor: 2, for: 5s}",
+        "{at: 5s, node: s1, do: kill}",
+        "do: kill",
+        "events[0].node: node:s1 node_state: a switch has no container",
+    ),
+    "interface twice": (
+        '    - endpoints: ["gnb1", "s1"]\n    - endpoints: ["s1", "s2"]',
+        '    - endpoints: ["gnb1", "s1:eth1"]\n    - endpoints: ["s1:eth1", "s2"]',
+        '["s1:eth1", "s2"]',
+        "topology.links[2].endpoints: duplicate name: interface s1:eth1 already ends the link in line 15",
+    ),
+    "jitter above delay": (
+        "delay: 5ms\n",
+        "delay: 5ms\n      jitter: 6ms\n",
+        "jitter: 6ms",
+        "link s1-s2: jitter_s must be in [0, 0.005] (its delay), got 0.006",
+    ),
+    "limit on a switch": (
+        "s1: {kind: switch}",
+        "s1: {kind: switch, cpu: 100m}",
+        "cpu: 100m",
+        "topology.nodes.s1.cpu: a switch has no container that cpu could act on",
+    ),
+    "CPU of a whole gNB": (
+        "{kind: gnb}",
+        "{kind: gnb, cpu: 100m}",
+        "cpu: 100m",
+        "topology.nodes.gnb1.cpu: each slice's part of the gNB has its own limit; set resources.ran.cpu of the slices",
+    ),
+    "slice differentiator that is a number": (
+        "    sst: 1",
+        "    sst: 1\n    sd: 1000e0",
+        "sd: 1000e0",
+        "slices.embb.sd: got the number 1000; write the six digits in quotes",
+    ),
+    "degradation without threshold": (
+        "    sla: {q_thresh: 1Mbps}",
+        "    sla: {beta_thresh: 0.2}",
+        "beta_thresh",
+        "slices.embb.sla.beta_thresh: needs q_thresh, the throughput below which a UE counts as degraded",
+    ),
+    "interval above the duration": (
+        "duration: 20s",
+        "duration: 20s\ninterval: 30s",
+        "interval: 30s",
+        "interval: got 30 s, allowed at most the duration, 20 s",
+    ),
+    "rate missing": (
+        "    rate: 1Mbps\n",
+        "",
+        "name: watching",
+        "traffic watching: rate is missing: bit/s of one active UE",
+    ),
     "impossible path": (
         "{at: 5s, slice: embb, demand_factor: 2, for: 5s}",
         "{at: 5s, entity: 'slice:embb', knob: path, value: s2>s1}",
@@ -358,7 +425,7 @@ def test_mistakes_of_how_things_fit_are_reported_together(tmp_path: Path) -> Non
     [
         (b"", "x.twin.yml: the file is empty; a scenario needs at least name and topology"),
         (b"# nothing\n", "x.twin.yml: the file is empty; a scenario needs at least name and topology"),
-        (b"- a\n", "x.twin.yml:1: a scenario is a mapping of keys, got list"),
+        (b"- a\n", "x.twin.yml:1: a scenario is a mapping of keys, got a list"),
         (b"name: x\nname: \xff\n", "x.twin.yml:2: not UTF-8 text: byte 0xff"),
         (b"name: x\n  bad: [\n", "x.twin.yml:2: not valid YAML: mapping values are not allowed in this context"),
         (b"name: x\nlist: [1, 2\n", "x.twin.yml:3: not valid YAML: "),
@@ -368,6 +435,12 @@ def test_mistakes_of_how_things_fit_are_reported_together(tmp_path: Path) -> Non
         (b"name: " + b"[" * 5000, "x.twin.yml:1: nested deeper than 40 levels"),
         (b"name: x\x00\n", "x.twin.yml:1: not valid YAML: "),
         (b"#" * 1_000_001, "x.twin.yml: the file is larger than 1000000 bytes, which a scenario never is"),
+        (b"hello\n", "x.twin.yml:1: a scenario is a mapping of keys, got only 'hello'"),
+        (b"~\n", "x.twin.yml:1: a scenario is a mapping of keys, got nothing"),
+        (
+            b"name: x\na: &a {b: 1}\nc: {<<: *a}\n",
+            "x.twin.yml:3: merge keys (<<) are not part of YAML 1.2 and not supported; write the keys out",
+        ),
         (b"? [a]\n: b\n", "x.twin.yml:1: a key must be text, got a list or mapping"),
         (b"name: small\n", "x.twin.yml:1: topology: missing"),
         (b"name: small\ntopology: {}\n", "x.twin.yml:2: topology: no nodes: a topology needs nodes or builders"),
@@ -407,16 +480,24 @@ def test_a_broken_trace_names_its_own_line(tmp_path: Path) -> None:
     assert "milan.txt:2:" in problem
 
 
+def test_an_s_nssai_belongs_to_one_slice(tmp_path: Path) -> None:
+    text = SMALL.replace("slices:\n", 'slices:\n  other: {sst: 1, sd: "000001"}\n')
+    assert problems_of(tmp_path, text) == [
+        f"x.twin.yml:{line_of('  embb:', text)}: slices.embb: S-NSSAI SST 1, SD 000001 is that of slice other; "
+        "give it another sst or sd"
+    ]
+
+
 def test_values_arrive_in_si_units(tmp_path: Path) -> None:
     text = SMALL.replace("bw: 20\n", "bw: 20Mbps\n      jitter: 500us\n      loss: 1\n")
-    text = text.replace("{kind: gnb}", "{kind: gnb, cpu: 0.5cpu, memory: 1GiB}").replace(
+    text = text.replace("{kind: upf, slice: embb}", "{kind: upf, slice: embb, cpu: 0.5cpu, memory: 1GiB}").replace(
         "sst: 1", "sst: 1\n    sd: 000007"
     )
     scenario = load_text(tmp_path, text)
     link = scenario.topology.link_named("s1-s2")
     assert link == Link(a="s1", b="s2", bandwidth_bps=20e6, delay_s=0.005, jitter_s=0.0005, loss_ratio=0.01)
-    gnb = scenario.topology.node("gnb1")
-    assert (gnb.cpu_millicores, gnb.memory_mib) == (500, 1024)
+    upf = scenario.topology.node("upf1")
+    assert (upf.cpu_millicores, upf.memory_mib) == (500, 1024)
     slice_ = scenario.topology.slice_named("embb")
     assert (slice_.sd, slice_.sla.q_thresh_bps, slice_.cpu_millicores, slice_.prb_share) == ("000007", 1e6, 200, 1.0)
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scenarios import schema
+from scenarios.document import dump_document
 from scenarios.json_schema import SCHEMA_FILE, schema_text
 from scenarios.loader import dump_scenario, load_data, load_scenario
 from scenarios.registry import LIBRARY, library_names
@@ -69,21 +70,23 @@ def _spelt(low: float, high: float, unit: str) -> st.SearchStrategy[str]:
 
 _delay = st.one_of(_spelt(0, 100, "ms"), _spelt(0, 1000, "us"), st.just(0))
 _bandwidth = st.one_of(_spelt(0.1, 1000, "Mbps"), st.floats(0.1, 1000), st.integers(1, 1000))
-_link = st.fixed_dictionaries(
-    {},
-    optional={
-        "bw": _bandwidth,
-        "delay": _delay,
-        "jitter": _delay,
-        "loss": st.one_of(st.floats(0, 100), _spelt(0, 100, "%")),
-    },
+_delays = st.one_of(
+    st.just({}),
+    st.builds(lambda delay: {"delay": delay}, _delay),
+    st.builds(lambda ms, part: {"delay": f"{ms!r}ms", "jitter": f"{ms * part!r}ms"}, st.floats(0, 99), st.floats(0, 1)),
+)
+_link = st.builds(
+    lambda link, delays: {**link, **delays},
+    st.fixed_dictionaries({}, optional={"bw": _bandwidth, "loss": st.one_of(st.floats(0, 100), _spelt(0, 100, "%"))}),
+    _delays,
 )
 _slice = st.fixed_dictionaries(
-    {"sst": st.integers(0, 255)},
+    {"sst": st.integers(0, 84)},
     optional={
         "sd": st.from_regex(r"[0-9a-f]{6}", fullmatch=True),
-        "sla": st.fixed_dictionaries(
-            {}, optional={"q_thresh": _spelt(0, 50, "Mbps"), "beta_thresh": st.floats(0, 1), "latency_bound": _delay}
+        "sla": st.one_of(
+            st.fixed_dictionaries({}, optional={"latency_bound": _delay}),
+            st.fixed_dictionaries({"q_thresh": _spelt(0, 50, "Mbps")}, optional={"beta_thresh": st.floats(0, 1)}),
         ),
         "resources": st.fixed_dictionaries(
             {},
@@ -118,7 +121,8 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
     links = [{"endpoints": ["gnb1", "s1:eth9"], **draw(_link)}]
     traffic, entries = [], {}
     for number, name in enumerate(slices):
-        entries[name] = draw(_slice)
+        entry = draw(_slice)
+        entries[name] = {**entry, "sst": 3 * entry["sst"] + number}  # an S-NSSAI belongs to one slice
         nodes[f"ues{number}"] = {"kind": "ue", "slice": name, "count": 3, "distance_m": draw(st.floats(10, 5000))}
         nodes[f"upf{number}"] = {"kind": "upf", "slice": name}
         service = draw(st.sampled_from(["stream", "request", "telemetry"]))
@@ -187,3 +191,8 @@ def test_library_scenarios_round_trip_too(name: str) -> None:
     again = load_data(parse_source(dump_scenario(scenario), "x").data, file=scenario.source)
     assert again == scenario
     assert (again.seed, again.duration_s) == (7, 90.0)
+
+
+def test_text_that_looks_like_a_number_stays_text() -> None:
+    data = {"sd": ["1000e0", "0e0000", "100000", "000001", "true", "~", "null", "1.5", "on", "a: b", ""]}
+    assert parse_source(dump_document(data), "x").data == data

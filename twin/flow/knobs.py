@@ -92,6 +92,10 @@ def _what(node: object) -> str:
 
 def _link(network: Network, name: str, action: Action) -> str | None:
     state = network.links[name]
+    delay_s = float(action.value) if action.knob == "delay_s" else state.delay_s
+    jitter_s = float(action.value) if action.knob == "jitter_s" else state.jitter_s
+    if jitter_s > delay_s:
+        return f"{action.entity} {action.knob}: jitter cannot exceed delay, got jitter {jitter_s:g} s of {delay_s:g} s"
     match action.knob:
         case "link_state":
             state.up = action.value == "up"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import select
 import selectors
 import signal
 import socket
@@ -24,6 +25,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from controllers.base import ControllerContext
+from controllers.worker import Nonsense, checked, one_line
 from twin.types import Action, Observation
 
 MAX_RESTARTS = 3
@@ -158,7 +160,7 @@ class Worker:
         del self._in[: 4 + size]
         try:
             return self._understand(json.loads(body))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, Nonsense) as error:
             # Only a controller that writes into the channel itself gets here.
             return self._fail(f"answer is not understood: {type(error).__name__}: {error}")
 
@@ -167,20 +169,22 @@ class Worker:
             self.state = "idle"
             return None
         if reply["kind"] == "unusable":
-            text = str(reply["text"])
+            text = one_line(str(reply["text"]))
             if self.restarts == 0:
                 raise ControllerError(f"controller {self.name}: {text}")
             return self._fail(text)
         self.state = "idle"
         raw: list[tuple[str, str, float | str]] = reply["actions"]  # type: ignore[assignment]
-        faults: list[str] = reply["faults"]  # type: ignore[assignment]
+        faults: list[object] = reply["faults"]  # type: ignore[assignment]
+        # Checked here again: a controller may write into the channel itself.
+        actions = checked([Action(*item) for item in raw])
         return Decision(
             self.name,
             self.asked_s,
             time.monotonic(),
-            tuple(Action(*item) for item in raw),
+            tuple(Action(*item) for item in actions),
             float(reply["decision_time_s"]) if self._asked else None,  # type: ignore[arg-type]
-            tuple(faults),
+            tuple(one_line(str(fault)) for fault in faults),
         )
 
     def expire(self) -> Decision | None:
@@ -207,13 +211,29 @@ class Worker:
 
     def _exit_text(self) -> str:
         # The socket closes a moment before the process is gone.
-        with suppress(subprocess.TimeoutExpired):
-            code = self._process.wait(1.0)
-            return f"process ended by signal {-code}" if code < 0 else f"process exited with code {code}"
-        return "process closed its channel"
+        ended = self._ended(1.0)
+        if ended is None:
+            return "process closed its channel"
+        if ended.si_code == os.CLD_EXITED:
+            return f"process exited with code {ended.si_status}"
+        return f"process ended by signal {ended.si_status}"
+
+    def _ended(self, limit_s: float) -> os.waitid_result | None:
+        """How the process ended, waiting at most ``limit_s``. It stays a zombie, which keeps its group id taken."""
+        if self._process.returncode is not None:
+            return None
+        descriptor = os.pidfd_open(self._process.pid)
+        try:
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            poll.poll(1000 * limit_s)
+        finally:
+            os.close(descriptor)
+        return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
 
     def _kill(self) -> None:
         if self._process.returncode is None:
+            # Also what the controller forked, and also when it has ended itself.
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
@@ -226,8 +246,7 @@ class Worker:
     def close(self, grace_s: float = 0.0) -> None:
         """End the process; may be called twice."""
         self.channel.close()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(grace_s)
+        self._ended(grace_s)
         self._kill()
         self.state = "given up"
 

@@ -27,6 +27,9 @@ from twin.knobs import KNOBS
 from twin.types import Action, Kpi, Observation
 
 GROUP = "twinbed.controllers"
+# Each action is carried out before the next interval: many more than there are knobs would stop the run clock.
+MAX_ACTIONS = 1000
+MAX_TEXT = 500
 _PR_SET_PDEATHSIG = 1
 
 
@@ -48,10 +51,17 @@ def find_controller(name: str) -> type[Controller]:
     return found[name].load()  # type: ignore[no-any-return]
 
 
+def one_line(text: str) -> str:
+    """``text`` as one line of at most :data:`MAX_TEXT` characters that every file and terminal can take."""
+    return " ".join(text[:MAX_TEXT].encode("utf-8", "backslashreplace").decode().split())
+
+
 def checked(answer: object) -> list[tuple[str, str, float | str]]:
     """The answer of ``act`` as plain values; :class:`Nonsense` naming the first part that is wrong."""
     if isinstance(answer, str) or not isinstance(answer, Sequence):
         raise Nonsense(f"act() must return a sequence of Action, got {type(answer).__name__}")
+    if len(answer) > MAX_ACTIONS:
+        raise Nonsense(f"act() may return at most {MAX_ACTIONS} actions, got {len(answer)}")
     plain: list[tuple[str, str, float | str]] = []
     for action in answer:
         if not isinstance(action, Action):
@@ -60,6 +70,9 @@ def checked(answer: object) -> list[tuple[str, str, float | str]]:
         where = f"{action.entity!s} {action.knob!s}"
         if not (isinstance(action.entity, str) and isinstance(action.knob, str)):
             raise Nonsense(f"{where}: entity and knob must be text")
+        for text in (action.entity, value):
+            if isinstance(text, str) and not (text.isprintable() and len(text) <= MAX_TEXT):
+                raise Nonsense(f"{where}: text must be printable and at most {MAX_TEXT} characters, got {text[:40]!a}")
         if action.knob not in KNOBS:
             raise Nonsense(f"no knob named {action.knob!r}; knobs: {', '.join(KNOBS)}")
         if isinstance(value, bool) or not isinstance(value, str | Real):
@@ -84,7 +97,7 @@ def serve(channel: socket.socket) -> None:
                     reply: dict[str, object] = {"kind": "ready"}
                 except Exception as error:  # noqa: BLE001 whatever a plug-in raises must reach the user as one line
                     text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-                    reply = {"kind": "unusable", "text": text}
+                    reply = {"kind": "unusable", "text": one_line(text)}
             else:
                 reply = _decide(controller, *request)
             try:
@@ -110,16 +123,16 @@ def _decide(controller: Controller, columns: list[Any], ask: bool) -> dict[str, 
         try:
             controller.observe(Observation(time_s, kpis))
         except Exception as error:  # noqa: BLE001 see above
-            faults.append(f"observe() raised {type(error).__name__}: {error}"[:500])
+            faults.append(one_line(f"observe() raised {type(error).__name__}: {error}"))
     reply: dict[str, object] = {"kind": "decision", "actions": [], "decision_time_s": 0.0, "faults": faults}
     if ask:
         start = time.perf_counter()
         try:
             reply["actions"] = checked(controller.act())
         except Nonsense as error:
-            faults.append(str(error)[:500])
+            faults.append(one_line(str(error)))
         except Exception as error:  # noqa: BLE001 see above
-            faults.append(f"act() raised {type(error).__name__}: {error}"[:500])
+            faults.append(one_line(f"act() raised {type(error).__name__}: {error}"))
         reply["decision_time_s"] = time.perf_counter() - start
     return reply
 

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from controllers.base import ControllerContext
 from twin.types import Action, Observation
@@ -86,6 +87,8 @@ class Says(Good):
             "bool": [Action(entity, "cpu_millicores", True)],
             "list": [Action(entity, "cpu_millicores", [1])],  # type: ignore[arg-type]
             "unknown knob": [Action(entity, "cpu", 5.0)],
+            "surrogate": [Action(entity, "path", "\ud800")],
+            "too many": [Action(entity, "cpu_millicores", 500.0)] * 1001,
             "out of range": [Action(entity, "cpu_millicores", -5.0)],
             "out of scope": [Action("slice:other", "cpu_millicores", 500.0)],
         }
@@ -114,6 +117,39 @@ class NeverReady(Good):
 
     def __init__(self, context: ControllerContext) -> None:
         raise OSError(f"no model file for {context.scope[0]}")
+
+
+class RaisesLines(Good):
+    """Raises an error of several lines, with bytes of a file name that is not UTF-8."""
+
+    def act(self) -> Sequence[Action]:
+        raise OSError("no file \udcff\nhere")
+
+
+class Forks(Good):
+    """Leaves a process behind, whose id it writes down."""
+
+    def __init__(self, context: ControllerContext, note: str) -> None:
+        super().__init__(context)
+        self.note = note
+
+    def act(self) -> Sequence[Action]:
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+        with Path(self.note).open("a", encoding="ascii") as stream:
+            stream.write(f"{child}\n")
+        return super().act()
+
+
+class Forges(Good):
+    """Writes a decision into the channel itself that the engine must not believe."""
+
+    def act(self) -> Sequence[Action]:
+        body = b'{"kind": "decision", "actions": [["slice:embb", "cpu_millicores", [1]]], "faults": []}'
+        os.write(int(sys.argv[1]), len(body).to_bytes(4) + body)
+        return ()
 
 
 class Scribbles(Good):

@@ -23,6 +23,7 @@ from scenarios.registry import LIBRARY
 from topologies.model import App, Gnb, Link, Sla, Slice, Topology, Ue, Upf
 from twin.backend import BackendError
 from twin.flow.session import FlowBackend
+from twin.journal import start_ticks
 from twin.knobs import refusal
 from twin.load import Activity, Flow, Load
 from twin.store import KpiReader, RunStore, StoreFull
@@ -275,6 +276,8 @@ def test_a_controller_that_hangs_is_killed_and_started_again(execute: Any) -> No
         ("bool", "value must be a number or text, got bool"),
         ("list", "value must be a number or text, got list"),
         ("unknown knob", "no knob named 'cpu'"),
+        ("surrogate", "text must be printable and at most 500 characters, got '\\ud800'"),
+        ("too many", "act() may return at most 1000 actions, got 1001"),
     ],
 )
 def test_nonsense_is_a_fault(execute: Any, answer: str, text: str) -> None:
@@ -293,6 +296,29 @@ def test_an_action_out_of_range_or_scope_is_refused_and_counted(execute: Any, an
     assert ("outside the scope of controller c: slice:embb" if answer == "out of scope" else "[10,") in action.reason
     assert reader.series("controller:c", "refused_actions")[1][-1] == 1
     assert reader.series("controller:c", "faults")[1][-1] == 0
+
+
+def test_a_fault_is_one_line_that_can_be_stored(execute: Any) -> None:
+    result, reader = execute(spec("RaisesLines"))
+    assert result.status == "VALID"
+    assert {event.text for event in reader.events()} == {"act() raised OSError: no file \\udcff here"}
+
+
+def test_a_forged_decision_is_a_fault(execute: Any) -> None:
+    result, reader = execute(spec("Forges"))
+    assert result.status == "VALID" and not reader.actions()
+    assert "value must be a number or text, got list" in reader.events()[0].text
+
+
+def test_what_a_controller_forked_ends_with_the_run(execute: Any, tmp_path: Path) -> None:
+    result, _ = execute(spec("Forks", params={"note": str(tmp_path / "children")}))
+    assert result.status == "VALID"
+    children = [int(line) for line in (tmp_path / "children").read_text().split()]
+    assert len(children) == 5
+    deadline = time.monotonic() + 5
+    while any(start_ticks(child) is not None for child in children):
+        assert time.monotonic() < deadline, "a forked process is still there"
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ Heavy modules are imported inside the commands that use them, so that ``twin --h
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -279,7 +280,10 @@ def export(
     from twin.store import KpiReader
 
     with KpiReader(find_run(runs, name)) as reader:
-        written = reader.export_parquet(parquet)
+        try:
+            written = reader.export_parquet(parquet)
+        except OSError as error:
+            raise UserError(f"--parquet {parquet}: cannot be written: {error.strerror}") from error
     if output is Format.JSON:
         print(dumps({"files": [str(path) for path in written]}))
     else:
@@ -393,6 +397,8 @@ def _collect(run_id: str | None, dry_run: bool, output: Format) -> None:
         removed = [asdict(item) for item in collect(run_id=run_id and _full_id(run_id), dry_run=dry_run)]
     except CollectError as error:
         raise UserError(str(error)) from error
+    except PermissionError as error:
+        raise UserError(f"the journals of runs are not yours to read: {error}; run with sudo") from error
     kept = [item for item in removed if item["outcome"] == "kept"]
     if output is Format.JSON:
         print(dumps({"removed": [item for item in removed if item["outcome"] != "kept"], "kept": kept}))
@@ -472,21 +478,33 @@ def _user_errors() -> tuple[type[Exception], ...]:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code (the console script passes it to sys.exit)."""
     given = sys.argv[1:] if arguments is None else arguments
+    if sys.stdout is None or sys.stderr is None:
+        # Closed by the caller (>&-), where the next file to be opened would take its place.
+        print("twin: standard output and standard error must be open", file=sys.stderr or sys.stdout)
+        return ExitCode.FAILED
     try:
         code = app(given, prog_name="twin", standalone_mode=False)
         sys.stdout.flush()
+        if code == ExitCode.SIGINT:  # what typer makes of a KeyboardInterrupt
+            _say("twin: interrupted")
         return int(code or 0)
     except BrokenPipeError:
-        # The reader of a pipe (head) has gone; keep the interpreter from complaining about it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()
         return ExitCode.FAILED
     except KeyboardInterrupt:
         _say("twin: interrupted")
         return ExitCode.SIGINT
-    except typer.Abort:
-        return ExitCode.SIGINT
     except Exception as error:  # noqa: BLE001 the last line of defence: one line instead of a traceback
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            _discard_stdout()
+            _say(f"twin: cannot write the output: {error.strerror}")
+            return ExitCode.FAILED
         return _explain(error, "--debug" in given)
+
+
+def _discard_stdout() -> None:
+    """Keep the interpreter from complaining at exit that nobody takes what is left to print."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _explain(error: Exception, debug: bool) -> int:

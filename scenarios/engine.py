@@ -25,6 +25,7 @@ from controllers.isolation import ControllerError, ControllerPool, Decision, Wor
 from scenarios.manifest import origin, resolved
 from scenarios.model import ControllerSpec, Scenario
 from twin.backend import Backend, BackendError, Session
+from twin.journal import boot_id, start_ticks
 from twin.knobs import SLA_KNOBS
 from twin.sla import DERIVED, SlaMonitor
 from twin.store import RunStore, Status, StoreError
@@ -106,6 +107,8 @@ class Episode:
             store.update_manifest(
                 status="RUNNING",
                 pid=os.getpid(),
+                start_ticks=start_ticks(os.getpid()),
+                boot_id=boot_id(),
                 started=datetime.now(UTC).isoformat(timespec="milliseconds"),
                 fidelity=scenario.fidelity,
                 backend=backend.name,

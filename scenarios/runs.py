@@ -46,7 +46,7 @@ def find_run(runs: Path, name: str) -> Path:
     if (Path(name) / MANIFEST).is_file():
         return Path(name)
     matches = [path for path in folders if path.name == name] or [
-        path for path in folders if path.name.startswith(name) or path.name.endswith(name)
+        path for path in folders if name and (path.name.startswith(name) or path.name.endswith(name))
     ]
     if len(matches) == 1:
         return matches[0]

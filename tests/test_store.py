@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import resource
 import sqlite3
 import subprocess
@@ -15,6 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from twin.journal import boot_id, start_ticks
 from twin.store import KpiReader, RunStore, StoreError, StoreFull, new_run_id, read_manifest
 from twin.types import Action, Kpi, Outcome, Probe
 
@@ -140,6 +142,29 @@ os.kill(os.getpid(), signal.SIGKILL)
     with KpiReader(tmp_path / "run") as reader:
         assert reader.manifest["status"] == "RUNNING"
         assert reader.series("ue:99", "cqi")[0].size == 50
+
+
+def test_a_run_whose_process_is_gone_reads_as_failed(tmp_path: Path) -> None:
+    def status(**entries: object) -> str:
+        with RunStore.create(tmp_path, "x") as store:
+            store.update_manifest(**{"status": "RUNNING", "host": {"name": platform.node()}, **entries})
+            return str(read_manifest(store.path)["status"])
+
+    mine: dict[str, object] = {"pid": os.getpid(), "start_ticks": start_ticks(os.getpid()), "boot_id": boot_id()}
+    assert status(**mine) == "RUNNING"
+    assert status(**{**mine, "start_ticks": 1}) == "FAILED"  # its pid was given to another process
+    assert status(**{**mine, "boot_id": "an earlier one"}) == "FAILED"
+    assert status(**{**mine, "boot_id": "another host's", "host": {"name": "elsewhere"}}) == "RUNNING"
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    assert status(**{**mine, "pid": ended.pid}) == "FAILED"
+
+
+def test_a_folder_that_cannot_be_filled_is_not_left_behind(tiny_disk: Path) -> None:
+    (tiny_disk / "fill").write_bytes(b"x" * (900 * 1024))
+    with pytest.raises(StoreError, match=r"cannot be made|no database"):
+        RunStore.create(tiny_disk, "x")
+    assert [path.name for path in tiny_disk.iterdir()] == ["fill"]
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import errno
 import json
 import math
 import os
+import platform
 import resource
 import secrets
 import shutil
@@ -25,6 +26,7 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from twin.journal import boot_id, start_ticks
 from twin.types import Kpi, Outcome, Probe
 
 Status = Literal["RUNNING", "VALID", "INVALID", "FAILED"]
@@ -135,10 +137,14 @@ class RunStore:
         self._broken: StoreError | None = None
         try:
             path.mkdir(parents=True)
+        except OSError as error:
+            raise StoreError(f"run folder {path}: cannot be made: {_reason(error)}") from error
+        try:
             self._reserve = path / ".reserve"
             self._reserve.write_bytes(b"\0" * RESERVE_BYTES)
             self._db: sqlite3.Connection | None = sqlite3.connect(path / DATABASE, isolation_level=None)
         except (OSError, sqlite3.Error) as error:
+            shutil.rmtree(path, ignore_errors=True)
             raise StoreError(f"run folder {path}: cannot be made: {_reason(error)}") from error
         try:
             self._db.execute("PRAGMA journal_mode = WAL")
@@ -149,6 +155,7 @@ class RunStore:
             self._db.executescript(_SCHEMA)
         except sqlite3.Error as error:
             self._db.close()
+            shutil.rmtree(path, ignore_errors=True)
             raise StoreError(f"run folder {path}: no database: {_reason(error)}") from error
 
     @classmethod
@@ -447,7 +454,10 @@ class KpiReader:
 
 
 def read_manifest(path: Path) -> dict[str, object]:
-    """The manifest of a run folder; :class:`StoreError` when there is none or it is damaged."""
+    """The manifest of a run folder; :class:`StoreError` when there is none or it is damaged.
+
+    A run whose process is gone without having finished it (kill -9, a power cut) reads as FAILED.
+    """
     try:
         content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -456,7 +466,20 @@ def read_manifest(path: Path) -> dict[str, object]:
         raise StoreError(f"run folder {path}: {MANIFEST} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise StoreError(f"run folder {path}: {MANIFEST} must be an object, got {type(content).__name__}")
+    if _abandoned(content):
+        reason = f"its process (pid {content['pid']}) ended without finishing the run"
+        content |= {"status": "FAILED", "reason": reason}
     return content
+
+
+def _abandoned(manifest: Mapping[str, object]) -> bool:
+    """Whether nobody will finish a run that is not finished; False when that cannot be told from this host."""
+    pid, boot, host = manifest.get("pid"), manifest.get("boot_id"), manifest.get("host")
+    if manifest.get("status") != "RUNNING" or not isinstance(pid, int) or boot is None:
+        return False
+    if boot != boot_id():
+        return isinstance(host, dict) and host.get("name") == platform.node()
+    return start_ticks(pid) != manifest.get("start_ticks")
 
 
 def _reason(error: Exception) -> str:

@@ -187,6 +187,16 @@ def test_the_terminal_table_has_a_row_per_slice(make_run: Callable[..., Path], t
         summary_table(tmp_path)
 
 
+def test_the_length_of_a_run_is_that_of_its_kpis(tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path, "x")
+    store.update_manifest(status="RUNNING", fidelity="flow")
+    store.add_kpis(Kpi(time_s, "run", "clock_lag_s", 0.0) for time_s in (1.0, 2.0, 3.0))
+    store.commit()
+    assert summary_table(store.path).caption == "flow: modelled, 3 s"  # also of a run that never ended
+    store.finish("FAILED", "no space left", simulated_s=9.0)
+    assert summary_table(store.path).caption == "flow: modelled, 3 s"
+
+
 def test_promises_follow_the_sla_in_force(make_run: Callable[..., Path]) -> None:
     view = read_run(make_run())
     assert [(promise.slice, promise.kept) for promise in view.promises if promise.slice == "urllc"] == [("urllc", True)]

@@ -102,6 +102,10 @@ def test_show_list_export_and_compare_work_on_what_run_wrote(
     rows = json.loads(twin(capsys, "compare", first["run_id"], "last", *where, "--format", "json")[1])["kpis"]
     (row,) = [row for row in rows if (row["entity"], row["kpi"]) == ("slice:embb", "throughput_dl_bps")]
     assert row["ratio"] == pytest.approx(0.5, rel=0.02)
+    (tmp_path / "file").touch()
+    code, out, err = twin(capsys, "export", "last", "--parquet", str(tmp_path / "file"), *where)
+    assert (code, out, err) == (2, "", f"twin: --parquet {tmp_path / 'file'}: cannot be written: File exists\n")
+    assert twin(capsys, "show", "", *where)[0] == 2
     report = tmp_path / "both.html"
     code, out, _ = twin(capsys, "compare", first["run_id"], "last", *where, "--report", str(report))
     assert code == 0
@@ -130,6 +134,7 @@ def test_show_list_export_and_compare_work_on_what_run_wrote(
         (["run", "quickstart", "--pcap", "s9:eth1"], 2, "--pcap s9:eth1: no node named s9"),
         (["run", "quickstart", "--pcap", "s1"], 2, "--pcap s1: allowed NODE:IFACE"),
         (["show", "nothing"], 2, "no run nothing in runs"),
+        (["show", ""], 2, "no run  in runs"),
         (["export", "nothing", "--parquet", "x"], 2, "no run nothing in runs"),
         (["list", "knob"], 2, "'knob' is not one of"),
         (["new-controller", "class"], 2, "controller name must be a Python name"),
@@ -273,6 +278,19 @@ def test_a_closed_pipe_ends_quietly() -> None:
     assert done.returncode == ExitCode.FAILED
 
 
+@pytest.mark.parametrize(
+    ("redirect", "message"),
+    [
+        (">/dev/full", "twin: cannot write the output: No space left on device"),
+        (">&-", "twin: standard output and standard error must be open"),
+    ],
+)
+def test_output_that_nobody_takes_is_one_line(redirect: str, message: str) -> None:
+    command = ["sh", "-c", f'"$@" {redirect}', "sh", *TWIN, "list", "knobs"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (ExitCode.FAILED, f"{message}\n")
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_run_with_its_exit_code(number: int, code: int, small: str, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
@@ -290,6 +308,17 @@ def test_a_signal_ends_the_run_with_its_exit_code(number: int, code: int, small:
     assert process.returncode == code, err
     assert json.loads(out)["status"] == "FAILED"
     assert "interrupted by" in err
+
+
+def test_an_interrupt_outside_a_run_is_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> list[object]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scenarios.listings.LISTINGS", {"kpis": interrupted})
+    code, out, err = twin(capsys, "list", "kpis")
+    assert (code, out, err.strip()) == (ExitCode.SIGINT, "", "twin: interrupted")
 
 
 def test_slicing_both_runs_twice_and_shows_both(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def timeline(runs: Sequence[RunView]) -> list[dict[str, Any]]:
     sources = list(dict.fromkeys(_source(row.source) for run in runs for row in run.actions))
     if any(event.kind in ("label", "fault") for run in runs for event in run.events):
         sources = list(dict.fromkeys(["events", *sources]))
-    end_s = max([float(run.manifest.get("simulated_s") or 0) for run in runs] + [1e-3])
+    end_s = max([run.observed_s for run in runs] + [1e-3])
     return [_figure(run, panels, ranges, sources, end_s) for run in runs]
 
 

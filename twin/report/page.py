@@ -107,7 +107,7 @@ def _script(figure: dict[str, Any]) -> Markup:
 
 def _context(view: RunView) -> dict[str, Any]:
     # A run that failed early knows little about itself.
-    unknown = {"status": "?", "fidelity": "?", "seed": "?", "simulated_s": 0, "reason": "", "host_overloaded": ""}
+    unknown = {"status": "?", "fidelity": "?", "seed": "?", "reason": "", "host_overloaded": ""}
     manifest = {"run_id": view.path.name, **unknown, **view.manifest}
     scenario = {"name": "", "description": "", **view.scenario}
     colours = slice_colours(view.topology)
@@ -214,7 +214,7 @@ def _facts(view: RunView) -> list[tuple[str, str]]:
     manifest, scenario = view.manifest, view.scenario
     host = manifest.get("host") or {}
     versions = manifest.get("versions") or {}
-    length = f"{manifest.get('simulated_s', 0):g} of {scenario.get('duration_s', 0):g} s"
+    length = f"{view.observed_s:g} of {scenario.get('duration_s', 0):g} s"
     lines = [
         ("run", manifest.get("run_id", view.path.name)),
         ("fidelity", f"{manifest.get('fidelity', '?')} (backend {manifest.get('backend', '?')})"),

@@ -17,10 +17,9 @@ def summary_table(run: Path) -> Table:
     direction; beta and CPU limit are those at the end. Raises :class:`twin.store.StoreError`.
     """
     view = read_run(run)
-    seconds = view.manifest.get("simulated_s", 0)
     title = f"{view.manifest.get('run_id', run.name)}: {view.manifest.get('status', '?')}"
     kind = "measured" if view.manifest.get("fidelity") == "emulation" else "modelled"
-    table = Table(title=title, caption=f"{view.manifest.get('fidelity', '?')}: {kind}, {seconds:g} s")
+    table = Table(title=title, caption=f"{view.manifest.get('fidelity', '?')}: {kind}, {view.observed_s:g} s")
     table.add_column("slice")
     for heading in ("DL Mbit/s", "UL Mbit/s", "delay p95 ms", "RTT p95 ms", "loss %", "β", "CPU m used/limit"):
         table.add_column(heading, justify="right")

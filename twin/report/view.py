@@ -62,6 +62,11 @@ class RunView:
         """Names of the slices, in the order of the file."""
         return [slice_["name"] for slice_ in self.topology["slices"]]
 
+    @property
+    def observed_s(self) -> float:
+        """The run clock of the last KPIs in the database; a run that failed may have lost some."""
+        return max((float(times[-1]) for times, _ in self.series.values() if times.size), default=0.0)
+
     def mean(self, entity: str, *names: str) -> float:
         """The largest of the run means of some KPIs; NaN when there is none."""
         found = [self.summary[entity][name].mean for name in names if name in self.summary.get(entity, {})]

@@ -131,6 +131,8 @@ def test_streams_differ_by_name_and_seed() -> None:
         (video(trace([1], unit="bps"), app="api"), "a request needs a trace of users or requests_per_s, got bps"),
         (video(trace([1], unit="bps")), "the trace already gives the rate in bps; leave rate out, got 1e"),
         (video(trace([1]), rate=None), "traffic v: rate is missing: bit/s of one active UE"),
+        (video(None, rate=2e10), "rate of one active UE must be at most 1e\\+10, got 2e\\+10"),
+        (video(trace([5e11], unit="bps"), rate=None), "the trace asks 5e\\+10 of each UE, at most 1e\\+10 allowed"),
         (video(None, rate=-5.0), "rate of one active UE must be positive, got -5"),
         (video(None, ues="cars"), "no UE group named 'cars'; groups: phones"),
         (video(None, app="gnb"), "no application named 'gnb'; applications: video, api, sink"),

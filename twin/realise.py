@@ -29,6 +29,8 @@ MAX_PACKET_BYTES = 1400
 MAX_BODY_BYTES = 10_000_000
 DIRECTIONS: dict[Service, Direction] = {"stream": "dl", "request": "dl", "telemetry": "ul"}
 RATE_UNITS: dict[Service, Unit] = {"stream": "bps", "telemetry": "bps", "request": "requests_per_s"}
+# The most that one UE can be asked for, bit/s or requests/s: beyond it the traffic programs refuse.
+MAX_RATES: dict[Service, float] = {"stream": 10e9, "telemetry": 10e9, "request": 100_000}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,10 @@ def _flows(spec: TrafficSpec, topology: Topology, duration_s: float, seed: int) 
         if spec.rate is None:
             wanted = "requests/s" if app.service == "request" else "bit/s"
             raise ValueError(f"{where}: rate is missing: {wanted} of one active UE")
+        if spec.rate > MAX_RATES[app.service]:
+            raise ValueError(
+                f"{where}: rate of one active UE must be at most {MAX_RATES[app.service]:g}, got {spec.rate:g}"
+            )
         if not (math.isfinite(spec.rate) and spec.rate > 0):
             raise ValueError(f"{where}: rate of one active UE must be positive, got {spec.rate}")
         if spec.trace is None:
@@ -197,6 +203,9 @@ def _from_rates(spec: TrafficSpec, trace: Trace, app: App, group: Ue, span_s: fl
             f"{where}: the trace already gives the rate in {trace.unit}; leave rate out, got {spec.rate:g}"
         )
     steps = _steps(trace, span_s)
+    most = max(value for _, value in steps) / group.count
+    if most > MAX_RATES[app.service]:
+        raise TraceError(f"{where}: the trace asks {most:g} of each UE, at most {MAX_RATES[app.service]:g} allowed")
     stops = [time_s for time_s, _ in steps[1:]] + [span_s]
     shared = [
         Activity(start, stop, value / group.count)

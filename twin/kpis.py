@@ -1,8 +1,9 @@
 """The registry of KPIs: one place for names, units, provenance and 3GPP names.
 
 ``provenance`` is what an emulation run does; the flow fidelity reports the same names as modelled,
-unless they are derived in both. 3GPP names are those of TS 28.552 (measurements) and TS 28.554
-(end-to-end KPIs); an empty string means that 3GPP has no such measurement.
+unless they are derived in both. A 3GPP name is given where TS 28.552 measures the same quantity; delay and
+loss have none, because 3GPP measures them per segment (DRB.AirIfDelayDl, DRB.F1UpacketLossRateDl ...) and
+TwinBed from application to UE.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ KPIS: dict[str, KpiSpec] = {
             "ue slice",
             "measured",
             "DRB.UEThpUl",
-            "uplink IP bits received by applications, per second of the interval",
+            "uplink IP bits that the UPF handed over to N6, per second of the interval",
         ),
         _spec("offered_dl_bps", "bit/s", "ue slice", "measured", "", "downlink IP bits sent by applications"),
         _spec("offered_ul_bps", "bit/s", "ue slice", "measured", "", "uplink IP bits sent by UEs"),
@@ -58,10 +59,10 @@ KPIS: dict[str, KpiSpec] = {
                 "s",
                 "ue slice",
                 "measured",
-                f"DRB.Delay{gpp}",
+                "",
                 f"one-way delay, {word}, percentile {rank} of the packets received in the interval",
             )
-            for way, gpp, word in (("dl", "Dl", "application to UE"), ("ul", "Ul", "UE to application"))
+            for way, word in (("dl", "application to UE"), ("ul", "UE to application"))
             for rank in (50, 95, 99)
         ),
         *(
@@ -80,7 +81,7 @@ KPIS: dict[str, KpiSpec] = {
             "1",
             "ue slice",
             "measured",
-            "DRB.PacketLossRateDl",
+            "",
             "share of downlink packets that did not arrive (gaps in sequence numbers)",
         ),
         _spec(
@@ -88,7 +89,7 @@ KPIS: dict[str, KpiSpec] = {
             "1",
             "ue slice",
             "measured",
-            "DRB.PacketLossRateUl",
+            "",
             "share of uplink packets that did not arrive",
         ),
         _spec("jitter_dl_s", "s", "ue slice", "measured", "", "mean change of delay between packets, RFC 3550 6.4.1"),
@@ -142,7 +143,7 @@ KPIS: dict[str, KpiSpec] = {
             "1/s",
             "slice",
             "measured",
-            "DRB.PacketDropRateDl",
+            "",
             "packets dropped at full gNB queues",
         ),
         _spec("missed_slots_ratio", "1", "slice", "measured", "", "slots that the gNB could not run for lack of CPU"),
@@ -182,7 +183,7 @@ KPIS: dict[str, KpiSpec] = {
         _spec("replicas", "1", "node", "measured", "", "replicas of an application that take requests"),
         # transport
         _spec(
-            "bandwidth_limit_bps", "bit/s", "slice link", "measured", "", "rate limit in force; absent when unlimited"
+            "bandwidth_limit_bps", "bit/s", "slice link", "derived", "", "rate limit as last set; absent when unlimited"
         ),
         _spec("transport_queue_bytes", "byte", "slice", "measured", "", "bytes waiting at the slice's transport limit"),
         _spec("link_throughput_bps", "bit/s", "link", "measured", "", "bits carried, busier direction"),

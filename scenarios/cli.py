@@ -339,6 +339,7 @@ def doctor(output: FormatOption = Format.TABLE) -> None:
 
         for row in rows:
             row["what to do"] = "" if row["present"] else f"{row['remedy']}; unlocks {row['unlocks']}"
+            row["present"] = row["present"] if row["judged"] else "?"
         print_rows(rows, ("name", "present", "detail", "what to do"))
         print("emulation: " + ("not possible: " + "; ".join(missing) if missing else "possible"))
     if missing:

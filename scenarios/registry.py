@@ -118,9 +118,12 @@ def make_backend(fidelity: str) -> BackendFactory:
 
 def emulation_missing() -> list[str]:
     """What this host lacks for emulation, in words; empty when everything is there."""
-    from twin.emulation.capabilities import missing_for_emulation
+    from twin.emulation.capabilities import ROOT, missing_for_emulation
 
-    return [f"{item.name} ({item.detail}): {item.remedy}" for item in missing_for_emulation()]
+    return [
+        f"needs root: {item.remedy}" if item.name == ROOT else f"{item.name} ({item.detail}): {item.remedy}"
+        for item in missing_for_emulation()
+    ]
 
 
 def _flow(**_: object) -> Backend:

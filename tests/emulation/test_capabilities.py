@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from scenarios.registry import emulation_missing
 from twin.emulation import capabilities
 from twin.emulation.capabilities import detect, missing_for_emulation
 
@@ -36,12 +37,43 @@ def test_nothing_is_left_on_the_host() -> None:
 
 def test_an_attempt_that_fails_in_any_way_is_an_absence(monkeypatch: pytest.MonkeyPatch) -> None:
     def breaks() -> tuple[bool, str]:
-        raise PermissionError(13, "Permission denied")
+        raise ConnectionRefusedError(111, "Connection refused")
 
     check = capabilities._Check("docker", breaks, "containers", "start it", needed=True)
     monkeypatch.setattr(capabilities, "_CHECKS", (check,))
     (one,) = missing_for_emulation()
-    assert (one.name, one.present, one.detail, one.remedy) == ("docker", False, "Permission denied", "start it")
+    assert (one.name, one.present, one.detail, one.remedy) == ("docker", False, "Connection refused", "start it")
+
+
+def test_without_root_only_what_is_known_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses() -> tuple[bool, str]:
+        raise PermissionError(13, "Permission denied")
+
+    def behind() -> tuple[bool, str]:
+        try:
+            refuses()
+        except PermissionError:
+            raise RuntimeError("cannot find out") from None
+        return True, ""
+
+    checks = (
+        capabilities._Check("CAP_NET_ADMIN", lambda: (False, "not held"), "links", "run with sudo", needed=True),
+        capabilities._Check("veth", refuses, "links", "a kernel with CONFIG_VETH", needed=True),
+        capabilities._Check("htb", behind, "shaping", "a kernel with CONFIG_NET_SCH_HTB", needed=True),
+        capabilities._Check("mininet", lambda: (False, "no mnexec"), "nodes", "apt install mininet", needed=True),
+    )
+    monkeypatch.setattr(capabilities, "_CHECKS", checks)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert [(one.name, one.present, one.judged) for one in detect()[1:]] == [
+        ("veth", False, False),
+        ("htb", False, False),
+        ("mininet", False, True),
+    ]
+    assert {one.remedy for one in detect()[1:3]} == {"run with sudo"}
+    assert emulation_missing() == ["needs root: run with sudo", "mininet (no mnexec): apt install mininet"]
+    # As root in a container without the privilege, sudo would not help, and the kernel is not to blame either.
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert [one.name for one in missing_for_emulation()] == ["CAP_NET_ADMIN", "mininet"]
 
 
 def test_a_daemon_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -58,6 +90,8 @@ def test_without_privilege_the_list_is_whole_and_says_so() -> None:
     program = (
         "from twin.emulation.capabilities import detect\n"
         "for one in detect(): print(one.name, one.present, one.detail)\n"
+        "from scenarios.registry import emulation_missing\n"
+        "print('missing', emulation_missing())\n"
     )
     done = subprocess.run(
         ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", sys.executable, "-B", "-c", program],
@@ -68,10 +102,12 @@ def test_without_privilege_the_list_is_whole_and_says_so() -> None:
         cwd=Path(__file__).parents[2],
     )
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    *lines, missing = done.stdout.splitlines()
     assert len(lines) == len(capabilities._CHECKS)
     assert "CAP_NET_ADMIN False user 65534, not held" in lines
     assert not any(line.startswith(("veth True", "tun True", "docker True")) for line in lines)
+    assert missing.startswith("missing ['needs root: run with sudo'")
+    assert not any(word in missing for word in ("CONFIG_", "CAP_", "cgroups"))
 
 
 @pytest.mark.emulation

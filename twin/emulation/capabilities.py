@@ -20,24 +20,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twin.emulation import gc
-from twin.emulation.impairment import LinkError, has_qdisc
+from twin.emulation.impairment import has_qdisc
 from twin.emulation.netlink import Netlink, in_new_netns, open_tap
 
 _CAP_NET_ADMIN, _CAP_SYS_ADMIN = 12, 21
 _GIB = 1 << 30
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 _SCHED_DEADLINE = 6
+_PRIVILEGES = ("CAP_NET_ADMIN", "CAP_SYS_ADMIN")
+_SUDO = "run with sudo"
+ROOT = "root"
 
 
 @dataclass(frozen=True, slots=True)
 class Capability:
-    """One thing a host may have. ``unlocks``: what it is good for; ``remedy``: how to get it."""
+    """One thing a host may have. ``unlocks``: what it is good for; ``remedy``: how to get it.
+
+    ``judged`` is False where this user may not look: it may be there, which only root can tell.
+    """
 
     name: str
     present: bool
     detail: str
     unlocks: str
     remedy: str
+    judged: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +63,19 @@ def detect() -> tuple[Capability, ...]:
 
 
 def missing_for_emulation() -> list[Capability]:
-    """What keeps this host from running a scenario in emulation; empty when nothing does."""
+    """What keeps this host from running a scenario in emulation; empty when nothing does.
+
+    Without privileges, ``root`` comes first, and of the rest only what is known to be absent.
+    """
     needed = [check for check in _CHECKS if check.needed]
     with ThreadPoolExecutor(len(needed)) as pool:
-        return [one for one in pool.map(_run, needed) if not one.present]
+        missing = [one for one in pool.map(_run, needed) if not one.present]
+    privileges = [one for one in missing if one.name in _PRIVILEGES]
+    if not privileges:
+        return missing
+    if os.geteuid() != 0:
+        privileges = [Capability(ROOT, False, f"user {os.geteuid()}", "emulation", _SUDO)]
+    return privileges + [one for one in missing if one.judged and one.name not in _PRIVILEGES]
 
 
 def _run(check: _Check) -> Capability:
@@ -67,7 +83,21 @@ def _run(check: _Check) -> Capability:
         present, detail = check.attempt()
     except Exception as error:  # noqa: BLE001 - whatever an attempt meets, the answer is "not here, because"
         present, detail = False, (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-    return Capability(check.name, present, detail.splitlines()[0] if detail else "", check.unlocks, check.remedy)
+        denied = _denied(error)
+    else:
+        denied = False
+    remedy = _SUDO if denied and os.geteuid() != 0 else check.remedy
+    line = detail.splitlines()[0] if detail else ""
+    return Capability(check.name, present, line, check.unlocks, remedy, judged=not denied)
+
+
+def _denied(error: BaseException | None) -> bool:
+    """Whether a missing permission is what an attempt met, also behind an error of our own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.EPERM, errno.EACCES):
+            return True
+        error = error.__context__
+    return False
 
 
 # --- privileges and kernel --------------------------------------------------------------------------
@@ -102,10 +132,7 @@ def _htb() -> tuple[bool, str]:
 
 
 def _qdisc(kind: str) -> tuple[bool, str]:
-    try:
-        present = has_qdisc("netem" if kind == "netem" else "htb")
-    except LinkError as error:
-        return False, str(error)
+    present = has_qdisc("netem" if kind == "netem" else "htb")
     return present, "in this kernel" if present else "not in this kernel"
 
 
@@ -129,12 +156,21 @@ def _cgroup() -> tuple[bool, str]:
     version_1 = [where for where, kind, options in mounts if kind == "cgroup" and "cpu" in options.split(",")]
     version_2 = [where for where, kind, _ in mounts if kind == "cgroup2"]
     if version_1:
-        return os.access(version_1[0], os.W_OK), f"version 1, cpu controller at {version_1[0]}"
+        return _writable(version_1[0]), f"version 1, cpu controller at {version_1[0]}"
     for where in version_2:
         controllers = (Path(where) / "cgroup.controllers").read_text(encoding="ascii").split()
         if "cpu" in controllers:
-            return os.access(where, os.W_OK), f"version 2 at {where}"
+            return _writable(where), f"version 2 at {where}"
     return False, "no cpu controller is mounted"
+
+
+def _writable(folder: str) -> bool:
+    """Whether groups can be made in ``folder``; PermissionError where only root can tell."""
+    if not os.access(folder, os.W_OK):
+        if os.geteuid() != 0:
+            raise PermissionError(errno.EACCES, f"{folder} is not writable for this user")
+        return False
+    return True
 
 
 def _tracefs() -> tuple[bool, str]:
@@ -177,19 +213,13 @@ def _kvm() -> tuple[bool, str]:
 
 
 def _docker() -> tuple[bool, str]:
-    try:
-        status, body = gc.docker_request("GET", "/version", timeout_s=1.0)
-    except gc.DockerUnreachable as error:
-        return False, str(error)
+    status, body = gc.docker_request("GET", "/version", timeout_s=1.0)
     return (True, f"version {body['Version']}") if status == 200 else (False, f"answers {status}")
 
 
 def _base_image() -> tuple[bool, str]:
     filters = "%7B%22reference%22%3A%5B%22twinbed%2Fbase%22%5D%7D"  # {"reference":["twinbed/base"]}
-    try:
-        status, body = gc.docker_request("GET", f"/images/json?filters={filters}", timeout_s=1.0)
-    except gc.DockerUnreachable as error:
-        return False, str(error)
+    status, body = gc.docker_request("GET", f"/images/json?filters={filters}", timeout_s=1.0)
     tags = [tag for image in body if status == 200 for tag in image.get("RepoTags") or []]
     return bool(tags), ", ".join(tags) or "not built yet"
 
@@ -203,8 +233,10 @@ def _openvswitch() -> tuple[bool, str]:
         check=False,
     )
     if done.returncode:
-        reason = done.stderr.strip().splitlines()
-        return False, reason[-1] if reason else f"ovs-vsctl ended with {done.returncode}"
+        reason = (done.stderr.strip().splitlines() or [f"ovs-vsctl ended with {done.returncode}"])[-1]
+        if "Permission denied" in reason:
+            raise PermissionError(errno.EACCES, reason)
+        return False, reason
     version = done.stdout.split()[0].strip('"')
     # The database may answer while the switch itself is dead.
     pid_file = Path("/var/run/openvswitch/ovs-vswitchd.pid")
@@ -282,8 +314,8 @@ def _cores() -> tuple[bool, str]:
 
 
 _CHECKS = (
-    _Check("CAP_NET_ADMIN", _net_admin, "emulation: links, shaping", "run with sudo", needed=True),
-    _Check("CAP_SYS_ADMIN", _sys_admin, "emulation: namespaces, limits", "run with sudo", needed=True),
+    _Check("CAP_NET_ADMIN", _net_admin, "emulation: links, shaping", _SUDO, needed=True),
+    _Check("CAP_SYS_ADMIN", _sys_admin, "emulation: namespaces, limits", _SUDO, needed=True),
     _Check("docker", _docker, "emulation: containers", "apt install docker.io; start dockerd", needed=True),
     _Check("base-image", _base_image, "emulation: nodes without an image of their own", "make setup"),
     _Check("openvswitch", _openvswitch, "emulation: switches", "apt install openvswitch-switch; start it", needed=True),

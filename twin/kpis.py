@@ -51,8 +51,22 @@ KPIS: dict[str, KpiSpec] = {
             "DRB.UEThpUl",
             "uplink IP bits that the UPF handed over to N6, per second of the interval",
         ),
-        _spec("offered_dl_bps", "bit/s", "ue slice", "measured", "", "downlink IP bits sent by applications"),
-        _spec("offered_ul_bps", "bit/s", "ue slice", "measured", "", "uplink IP bits sent by UEs"),
+        _spec(
+            "offered_dl_bps",
+            "bit/s",
+            "ue slice",
+            "measured",
+            "",
+            "downlink IP bits sent by applications to flows with a rate (not responses)",
+        ),
+        _spec(
+            "offered_ul_bps",
+            "bit/s",
+            "ue slice",
+            "measured",
+            "",
+            "uplink IP bits sent by UEs in flows with a rate (not requests)",
+        ),
         *(
             _spec(
                 f"delay_{way}_p{rank}_s",

@@ -347,3 +347,13 @@ def test_the_control_socket_survives_nonsense(tmp_path: Path) -> None:
             link.sendall(b"not json\n")
             assert json.loads(link.recv(4096))["ok"] is False
         net.until(lambda o: throughput(o) > 4e5, "traffic after nonsense on the control socket")
+
+
+def test_a_flow_that_starts_runs_at_once(tmp_path: Path) -> None:
+    """Attach comes first and takes milliseconds: no half second without a packet at every arrival."""
+    with running(tmp_path, two_slices(), stream("phones.1", 1e6, start_s=1.0)) as net:
+        before = [net.step(0.2) for _ in range(5)]
+        assert all(throughput(seen) == 0 for seen in before)
+        first = net.step(0.2)
+        assert throughput(first) > 0.5e6
+        assert first.value("slice:embb", "active_ues") == pytest.approx(1.0, abs=0.1)

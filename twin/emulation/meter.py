@@ -92,6 +92,10 @@ class UserPlaneMeter:
     def __init__(self, plan: Plan, load: Load) -> None:
         self._plan = plan
         self._flows = {flow.name: flow for flow in load.flows}
+        paced = [flow for flow in load.flows if flow.service != "request"]
+        self._offers = {
+            (entity, flow.direction) for flow in paced for entity in (f"ue:{flow.ue}", f"slice:{flow.slice}")
+        }
         self._deltas = Deltas()
         self._blackout: dict[str, float] = defaultdict(float)
         self._owed_slots: dict[str, float] = defaultdict(float)
@@ -185,8 +189,7 @@ class UserPlaneMeter:
         if seen is not None:
             self._receive(way, name, seen, 0.0, sent)
 
-    @staticmethod
-    def _tally_kpis(time_s: float, span_s: float, entity: str, tally: _Tally) -> list[Kpi]:
+    def _tally_kpis(self, time_s: float, span_s: float, entity: str, tally: _Tally) -> list[Kpi]:
         rows = []
 
         def put(name: str, value: float) -> None:
@@ -194,7 +197,7 @@ class UserPlaneMeter:
 
         for direction, way in tally.ways.items():
             put(f"throughput_{direction}_bps", way.bytes * 8 / span_s)
-            if way.offered_bytes:
+            if (entity, direction) in self._offers:
                 put(f"offered_{direction}_bps", way.offered_bytes * 8 / span_s)
             if way.packets + way.lost > 0:
                 put(f"loss_{direction}_ratio", way.lost / (way.packets + way.lost))

@@ -13,6 +13,7 @@ from typing import Any, Self
 from topologies.model import Topology, TopologyError, Ue
 from twin.backend import BackendError
 from twin.emulation.capture import Capture, CaptureError
+from twin.emulation.client import ProgramDownError, ProgramError
 from twin.emulation.errors import EmulationError
 from twin.emulation.gauges import Gauges
 from twin.emulation.hostmeter import HostMeter
@@ -25,6 +26,8 @@ from twin.emulation.replay import Replay
 from twin.journal import Journal, JournalError
 from twin.load import Flow, Load
 from twin.types import Action, Kpi, Observation, Outcome, Probe
+
+ATTACH_WAIT_S = 0.1
 
 Progress = Callable[[str], None]
 
@@ -233,8 +236,15 @@ class _UserPlane:
         self._network = network
 
     def attach(self, ue: str) -> None:
-        group = ue.rpartition(".")[0]
-        self._network.client(group).call("attach", ue=ue, wait=False)
+        """Attach and wait for it, so that the first packet of a flow finds its session. A network that does not
+        answer at once is left to the UE, which goes on asking."""
+        client = self._network.client(ue.rpartition(".")[0])
+        try:
+            client.call("attach", ue=ue, timeout_s=ATTACH_WAIT_S)
+        except ProgramDownError:
+            raise
+        except ProgramError:
+            client.call("attach", ue=ue, wait=False)
 
     def detach(self, ue: str) -> None:
         group = ue.rpartition(".")[0]

@@ -16,6 +16,7 @@ from twin.flow.maxmin import Array
 from twin.flow.network import Network
 from twin.flow.queueing import weighted_percentiles
 from twin.flow.requests import Served
+from twin.load import Flow
 from twin.types import Kpi
 
 RANKS = (50, 95, 99)
@@ -82,11 +83,13 @@ class Tally:
         net = self.network
         for way, down in (("dl", True), ("ul", False)):
             chosen = [lane for lane in lanes if net.lane_down[lane] == down]
-            delivered, offered = float(self._delivered[chosen].sum()), float(self._offered[chosen].sum())
+            delivered = float(self._delivered[chosen].sum())
             dropped = float(self._dropped[chosen].sum())
             yield entity, f"throughput_{way}_bps", delivered / self._span_s
-            if offered > 0:
-                yield entity, f"offered_{way}_bps", offered / self._span_s
+            # What requests offer depends on the answers: only paced flows have a demand in bit/s.
+            paced = [lane for lane in chosen if self._paced(net.load.flows[lane // 2], way)]
+            if paced:
+                yield entity, f"offered_{way}_bps", float(self._offered[paced].sum()) / self._span_s
             if delivered + dropped > 0:
                 packets = float((self._delivered[chosen] / net.lane_bits[chosen]).sum())
                 missing = float((self._dropped[chosen] / net.lane_bits[chosen]).sum())
@@ -99,6 +102,10 @@ class Tally:
         requests = [flow for flow in flows if net.load.flows[flow].service == "request"]
         if requests and any(served.asked[requests].sum() > 0 for served in self.served):
             yield from self._requests(entity, requests, self.responses)
+
+    @staticmethod
+    def _paced(flow: Flow, way: str) -> bool:
+        return flow.service != "request" and flow.direction == way
 
     def _jitter(self, lanes: Sequence[int]) -> float:
         weights = np.array([step.delivered_bits[lanes] for step in self.steps])

@@ -27,6 +27,7 @@ COUNTERS = (
 )
 HISTOGRAMS = ("delay", "rtt", "response")
 ASK_HZ = 2.0
+FIRST_ASK_AGAIN_NS = 10e6
 MAX_IN_FLIGHT = 2000
 MAX_HEAD_BYTES = 16_384
 STOP_AGAIN_NS = (100_000_000, 300_000_000)
@@ -137,7 +138,14 @@ class StreamFlow(Flow):
 
     def set_rate(self, rate: float) -> None:
         super().set_rate(rate)
-        self.program.pacer.set_gap(self._asking, lambda: 1e9 / ASK_HZ)
+        self._gap_ns = FIRST_ASK_AGAIN_NS
+        self.program.pacer.set_gap(self._asking, self._next_gap_ns)
+
+    def _next_gap_ns(self) -> float:
+        # The first question is lost when the UE is still attaching: ask sooner until something was answered.
+        usual_ns = 1e9 / ASK_HZ
+        gap_ns, self._gap_ns = self._gap_ns, min(2 * self._gap_ns, usual_ns)
+        return usual_ns if self.first_rx_ns is not None else gap_ns
 
     def _ask(self) -> None:
         question = {"flow": self.name, "rate": self.rate, "packet_bytes": self.packet_bytes}

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from twin.emulation.netlink import Netlink, NetlinkError, set_offloads
+from twin.emulation.netlink import Netlink, NetlinkError, offloads_off
 
 UNLIMITED_BPS = 100e9
 DEFAULT_QUEUE_PACKETS = 50
@@ -240,7 +240,7 @@ class Shaper:
                 self._installed = False
             return
         if not self._installed:
-            set_offloads(self.interface, netns_pid=self.netns_pid)
+            offloads_off([self.interface], netns_pid=self.netns_pid)
             netlink.add_htb(index, _DEFAULT_MINOR)
         link_bps = self._rate_bps or UNLIMITED_BPS
         wanted = sum(one.bandwidth_bps for one in self._classes.values())

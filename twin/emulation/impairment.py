@@ -139,7 +139,7 @@ def has_qdisc(kind: Literal["netem", "htb"]) -> bool:
 
     def attempt() -> bool:
         with Netlink() as netlink:
-            loopback = netlink.link("lo").ifindex
+            loopback = netlink.index("lo")
             try:
                 if kind == "htb":
                     netlink.add_htb(loopback, 1)
@@ -521,7 +521,7 @@ class LinkHandle:
         if end.netns_pid is None:
             return []
         with self._netlink(end) as netlink:
-            return netlink.routes(netlink.link(end.interface).ifindex)
+            return netlink.routes(netlink.index(end.interface))
 
 
 def make_link(

@@ -154,7 +154,10 @@ class Netlink:
         self._socket.close()
 
     def send(self, requests: Sequence[Request]) -> list[Any]:
-        """Send all, wait for every acknowledgement, raise for the first that was refused; the kernel's answers."""
+        """Send all, wait for every acknowledgement, raise for the first that was refused.
+
+        Returns the kernel's answers, not decoded yet: that is what costs, and not everybody needs all of it.
+        """
         answers: list[Any] = []
         failed: NetlinkError | None = None
         for start in range(0, len(requests), _BATCH):
@@ -185,9 +188,7 @@ class Netlink:
                 if code and code not in request.accept:
                     failed = failed or NetlinkError(code, f"cannot {request.what}: {os.strerror(code)}")
             elif request is not None:
-                answer = type(request.message)(data, offset=at)
-                answer.decode()
-                answers.append(answer)
+                answers.append(type(request.message)(data, offset=at))
             at += (length + 3) & ~3
         return failed
 
@@ -195,8 +196,17 @@ class Netlink:
 
     def link(self, name: str) -> LinkInfo:
         """State and counters of one interface; NetlinkError ENODEV when there is none."""
+        return _link_info(self._find(name))
+
+    def index(self, name: str) -> int:
+        """The index of an interface; NetlinkError ENODEV when there is none."""
+        answer = self._find(name)
+        (index,) = struct.unpack_from("=i", answer.data, answer.offset + 20)  # struct ifinfomsg, behind the header
+        return int(index)
+
+    def _find(self, name: str) -> ifinfmsg:
         (answer,) = self.send([Request(rtnl.RTM_GETLINK, 0, _link(IFLA_IFNAME=name), f"find interface {name}")])
-        return _link_info(answer)
+        return answer
 
     def links(self) -> dict[str, LinkInfo]:
         """All interfaces of the namespace by name."""
@@ -222,6 +232,7 @@ class Netlink:
         """What puts back the IPv4 routes that somebody added through an interface; those there are left alone."""
         found = []
         for route in self.send([Request(rtnl.RTM_GETROUTE, NLM_F_DUMP, rtmsg(), "list routes")]):
+            route.decode()
             # Routes of the kernel itself are the connected ones, which come back by themselves.
             wanted = route["family"] == socket.AF_INET and route["table"] == 254 and route["proto"] != 2
             if wanted and route.get_attr("RTA_OIF") == index:
@@ -315,14 +326,16 @@ class Netlink:
     def _stats(self, kind: int, index: int) -> list[QueueStats]:
         found = []
         for answer in self.send([Request(kind, NLM_F_DUMP, _queue(index), "read queue counters")]):
+            answer.decode()
             # Older kernels dump the qdiscs of every interface.
             if answer["index"] != index:
                 continue
-            stats = answer.get_attr("TCA_STATS2")
-            sent, queue = stats.get_attr("TCA_STATS_BASIC"), stats.get_attr("TCA_STATS_QUEUE")
+            fields = _fields(answer)
+            stats = _fields(fields["TCA_STATS2"].value)
+            sent, queue = stats["TCA_STATS_BASIC"].value, stats["TCA_STATS_QUEUE"].value
             found.append(
                 QueueStats(
-                    answer.get_attr("TCA_KIND"),
+                    fields["TCA_KIND"].value,
                     answer["handle"],
                     answer["parent"],
                     sent["bytes"],
@@ -512,16 +525,23 @@ def _ticks(seconds: float) -> int:
     return min(_MOST, round(seconds * 1e9 / _NANOSECONDS_PER_TICK))
 
 
+def _fields(message: Any) -> dict[str, Any]:
+    """Attributes by name, each decoded when its ``value`` is asked for (``get_attr`` searches all every time)."""
+    return {slot.name: slot for slot in message["attrs"]}
+
+
 def _link_info(message: ifinfmsg) -> LinkInfo:
-    counters = message.get_attr("IFLA_STATS64")
+    message.decode()
+    fields = _fields(message)
+    counters = fields["IFLA_STATS64"].value
     return LinkInfo(
         ifindex=message["index"],
-        name=message.get_attr("IFLA_IFNAME"),
+        name=fields["IFLA_IFNAME"].value,
         up=bool(message["flags"] & IFF_UP),
         carrier=bool(message["flags"] & IFF_LOWER_UP),
-        mac=message.get_attr("IFLA_ADDRESS", ""),
-        mtu=message.get_attr("IFLA_MTU", 0),
-        alias=message.get_attr("IFLA_IFALIAS", ""),
+        mac=fields["IFLA_ADDRESS"].value if "IFLA_ADDRESS" in fields else "",
+        mtu=fields["IFLA_MTU"].value,
+        alias=fields["IFLA_IFALIAS"].value if "IFLA_IFALIAS" in fields else "",
         **{name: counters[name] for name in LinkInfo._fields[7:]},
     )
 

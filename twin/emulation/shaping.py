@@ -196,9 +196,10 @@ class Shaper:
         with self._lock, self._netlink() as netlink:
             if not self._installed:
                 return {}
+            index = self._index(netlink)
             try:
-                found = {one.handle: one for one in netlink.classes(self._index(netlink))}
-                qdiscs = {one.parent: one for one in netlink.qdiscs(self._index(netlink))}
+                found = {one.handle: one for one in netlink.classes(index)}
+                qdiscs = {one.parent: one for one in netlink.qdiscs(index)}
             except NetlinkError as error:
                 raise self._error(error) from None
             names = {"link": 1, "default": _DEFAULT_MINOR} | {name: one.minor for name, one in self._classes.items()}
@@ -295,7 +296,7 @@ class Shaper:
 
     def _index(self, netlink: Netlink) -> int:
         try:
-            return netlink.link(self.interface).ifindex
+            return netlink.index(self.interface)
         except NetlinkError as error:
             raise self._error(error) from None
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from twin.emulation.impairment import End, LinkHandle, LinkSpec, close_links, make_links
-from twin.emulation.netlink import in_netns
+from twin.emulation.netns import in_netns_of
 from twin.journal import Journal
 
 HEADERS_BYTES = 42  # Ethernet, IPv4, UDP
@@ -97,8 +97,8 @@ class Flow:
             made.setblocking(False)
             return made
 
-        self.receiver = in_netns(sink, receiver)
-        self.sender = in_netns(source, sender)
+        self.receiver = in_netns_of(sink, receiver)
+        self.sender = in_netns_of(source, sender)
         # Address resolution over a lossy link may take more than one try.
         deadline = time.monotonic() + 10
         while not self.take():

@@ -14,7 +14,7 @@ from typing import ParamSpec
 
 import pytest
 
-from twin.emulation.netlink import in_netns
+from twin.emulation.netns import in_netns_of
 
 P = ParamSpec("P")
 
@@ -104,9 +104,9 @@ def udp_rates_bps(
     """
     payload = bytes(1400)
     frame_bits = (1400 + 42) * 8
-    receivers = [in_netns(sink.pid, lambda address=address: _bound(address)) for address in addresses]
+    receivers = [in_netns_of(sink.pid, lambda address=address: _bound(address)) for address in addresses]
     # One each: a socket waits for the slowest of the queues that hold its packets.
-    senders = [in_netns(source.pid, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in addresses]
+    senders = [in_netns_of(source.pid, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in addresses]
     with contextlib.ExitStack() as stack:
         for one in [*receivers, *senders]:
             stack.enter_context(one)

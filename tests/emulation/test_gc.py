@@ -22,7 +22,7 @@ from twin.emulation import gc
 from twin.emulation.cgroups import Cgroup, Layout
 from twin.emulation.gc import CollectError, Removed, collect
 from twin.emulation.images import ensure_base_image
-from twin.emulation.netlink import Netlink, NetlinkError
+from twin.emulation.netlink import Netlink, NetlinkError, VethEnd, add_veth, delete_link, set_link
 from twin.journal import Journal, start_ticks
 
 ROOT = Path(__file__).parents[2]
@@ -102,7 +102,7 @@ def foreign(emulation_host: None, tmp_path_factory: pytest.TempPathFactory) -> I
     group.add(process.pid)
     try:
         with Netlink() as netlink:
-            netlink.add_veth(f"f{name}", None, None, f"p{name}", None, None, 1500)
+            netlink.send([add_veth(VethEnd(f"f{name}"), VethEnd(f"p{name}"))])
         subprocess.run(["ip", "netns", "add", f"f-{name}"], check=True)
         subprocess.run(
             ["ovs-vsctl", "add-br", f"f{name[:6]}b", "--", "set", "bridge", f"f{name[:6]}b", "datapath_type=netdev"],
@@ -261,7 +261,7 @@ def dead(folder: Path, run: str, *things: tuple[str, dict[str, Any]]) -> None:
 def test_what_only_looks_like_ours_stays(folder: Path, foreign: dict[str, Any]) -> None:
     """Names given to others since the run died: the container's label, the process's start and the alias tell."""
     with Netlink() as netlink:
-        netlink.set_link(foreign["interface"], alias="somebody else's")
+        netlink.send([set_link(foreign["interface"], alias="somebody else's")])
     dead(
         folder,
         "impostor",
@@ -335,4 +335,4 @@ def test_removing_an_interface_that_vanished_is_no_error() -> None:
     with Netlink() as netlink:
         netlink.delete_links(["nosuch0"])
         with pytest.raises(NetlinkError, match="cannot remove interface nosuch0: No such device"):
-            netlink.delete_link("nosuch0")
+            netlink.send([delete_link("nosuch0")])

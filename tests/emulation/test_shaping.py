@@ -11,7 +11,7 @@ import pytest
 
 from tests.emulation.namespaces import Namespace, measures, namespaces, udp_rates_bps, wait_until
 from twin.emulation.impairment import End, LinkHandle, make_link
-from twin.emulation.netlink import HTB, ROOT, Netlink
+from twin.emulation.netlink import HTB, ROOT, Netlink, Request
 from twin.emulation.shaping import Impairment, Shaper, ShapingError
 from twin.journal import Journal
 
@@ -145,11 +145,13 @@ def test_bad_input_names_the_interface_and_what_is_allowed(wire: Wire) -> None:
 
 def test_the_netem_message_is_what_tc_sends(monkeypatch: pytest.MonkeyPatch) -> None:
     """``tc qdisc add ... handle 1: netem limit 1000 delay 10ms 2ms loss 1%`` of iproute2 6.1, under strace."""
-    sent: list[bytes] = []
-    monkeypatch.setattr(Netlink, "_request", lambda *arguments: sent.append(arguments[3]))
+    sent: list[Request] = []
+    monkeypatch.setattr(Netlink, "send", lambda _, requests: sent.extend(requests))
     with Netlink() as netlink:
         netlink.set_netem(1, ROOT, HTB, delay_s=0.01, jitter_s=0.002, loss_ratio=0.01, limit_packets=1000, seed=0x1234)
-    (body,) = sent
+    (request,) = sent
+    request.message.encode()
+    body = bytes(request.message.data[16:])
     assert body[20:30] == b"\x0a\x00\x01\x00netem\0"
     assert body[36:60].hex() == "5a620200" + "e8030000" + "295c8f02" + "00000000" + "00000000" + "127a0000"
     # TCA_NETEM_LATENCY64, JITTER64 (ns) and PRNG_SEED

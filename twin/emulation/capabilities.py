@@ -21,7 +21,8 @@ from pathlib import Path
 
 from twin.emulation import gc
 from twin.emulation.impairment import has_qdisc
-from twin.emulation.netlink import Netlink, in_new_netns, open_tap
+from twin.emulation.netlink import Netlink, VethEnd, add_veth, open_tap
+from twin.emulation.netns import in_new_netns
 
 _CAP_NET_ADMIN, _CAP_SYS_ADMIN = 12, 21
 _GIB = 1 << 30
@@ -139,7 +140,7 @@ def _qdisc(kind: str) -> tuple[bool, str]:
 def _veth() -> tuple[bool, str]:
     def attempt() -> None:
         with Netlink() as netlink:
-            netlink.add_veth("twin0", None, None, "twin1", None, None, 1500)
+            netlink.send([add_veth(VethEnd("twin0"), VethEnd("twin1"))])
 
     in_new_netns(attempt)
     return True, "a pair could be made"

@@ -11,7 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from twin.emulation.netlink import Netlink, in_netns
+from twin.emulation.netlink import Netlink
+from twin.emulation.netns import in_netns_of
 from twin.journal import Journal, start_ticks
 
 _ETH_P_ALL = 0x0003
@@ -39,7 +40,7 @@ class Capture:
         self._stopped = False
         self._journal = journal
         try:
-            packets = in_netns(netns_pid, lambda: _socket(interface))
+            packets = in_netns_of(netns_pid, lambda: _socket(interface))
         except OSError as error:
             raise CaptureError(f"cannot capture interface {interface}: {error.strerror}") from None
         program = Path(__file__).with_name("capture_program.py")

@@ -19,9 +19,10 @@ from mininet.node import Host
 from twin.emulation import cgroups
 from twin.emulation.cgroups import Cgroup
 from twin.emulation.images import BASE_COMMAND, BASE_REPOSITORY, ImageError
+from twin.emulation.netlink import delete_all
+from twin.emulation.netns import in_netns
 from twin.emulation.nodes import ContainerError, NetworkNode
 from twin.emulation.process import start_in_container
-from twin.emulation.veth import delete_all, in_netns
 from twin.journal import start_ticks
 
 if TYPE_CHECKING:

@@ -34,11 +34,22 @@ from mininet.node import Controller as MininetController
 from mininet.node import DefaultController, Host, Node, OVSBridge, OVSController, OVSSwitch
 from mininet.topolib import TreeTopo
 
-from twin.emulation import images, veth
+from twin.emulation import images
 from twin.emulation.cgroups import Cgroup
 from twin.emulation.container import Docker
 from twin.emulation.impairment import LinkError, make_links
 from twin.emulation.links import Interface, VirtualLink, host_name
+from twin.emulation.netlink import (
+    Netlink,
+    Request,
+    VethEnd,
+    add_veth,
+    delete_group,
+    delete_link,
+    new_namespaces,
+    offloads_off,
+)
+from twin.emulation.netns import CLONE_NEWNET, in_netns, in_thread, libc_call
 from twin.emulation.nodes import ContainerError, LazyShell, NamespaceHost, NetworkNode, SwitchError
 from twin.emulation.process import LaunchError, Reaper
 from twin.emulation.switches import Controller, Switch, datapath_id
@@ -291,16 +302,16 @@ class Containernet(Mininet):  # type: ignore[misc]
                 for end in link.ends:
                     if self._in_root(end.node):
                         link.journal_entries.append(next(numbers))
-                        wire.append(veth.VethEnd(end.name, end.mac, None, self._group))
+                        wire.append(VethEnd(end.name, end.mac, group=self._group))
                     else:
                         if end.node not in opened:
                             opened[end.node] = self._open_netns(end.node)
-                        wire.append(veth.VethEnd(end.name, end.mac, opened[end.node]))
-                messages.append(veth.veth(*wire))
-            with veth.Netlink() as netlink:
+                        wire.append(VethEnd(end.name, end.mac, opened[end.node]))
+                messages.append(add_veth(*wire, up=True))
+            with Netlink() as netlink:
                 netlink.send(messages)
         except OSError as problem:
-            raise LinkError(f"cannot make links: {problem.strerror}") from None
+            raise LinkError(f"making links: {problem.strerror}") from None
         finally:
             for descriptor in opened.values():
                 os.close(descriptor)
@@ -318,16 +329,16 @@ class Containernet(Mininet):  # type: ignore[misc]
 
         def body() -> None:
             for node, ends in by_node.items():
-                veth.libc_call("setns", opened[node], veth.CLONE_NEWNET)
-                with veth.Netlink() as netlink:
+                libc_call("setns", opened[node], CLONE_NEWNET)
+                with Netlink() as netlink:
                     netlink.send([message for end in ends for message in end.messages()])
                 if off:
-                    veth.checksums_off([end.name for end in ends if not end.link.constrained])
+                    offloads_off([end.name for end in ends if not end.link.constrained], segmentation=False)
 
         try:
-            veth.in_thread(body)
+            in_thread(body)
         except OSError as problem:
-            raise LinkError(f"cannot configure links: {problem.strerror}") from None
+            raise LinkError(f"configuring links: {problem.strerror}") from None
         finally:
             for descriptor in opened.values():
                 os.close(descriptor)
@@ -353,7 +364,7 @@ class Containernet(Mininet):  # type: ignore[misc]
                 link.journal_entries = []
 
     def _delete_end(self, end: Interface) -> None:
-        self.in_node(end.node, lambda: [veth.delete(end.name)])
+        self.in_node(end.node, lambda: [delete_link(end.name, missing_ok=True)])
 
     def unplugged(self, node: Docker) -> None:
         """A container died and its interfaces with it: take the other ends away from their switches."""
@@ -433,15 +444,15 @@ class Containernet(Mininet):  # type: ignore[misc]
         """Run a function in the network namespace of a node."""
         descriptor = self._open_netns(node)
         try:
-            return veth.in_netns(descriptor, function)
+            return in_netns(descriptor, function)
         finally:
             os.close(descriptor)
 
-    def in_node(self, node: Any, messages: Callable[[], Sequence[veth.Message]]) -> None:
+    def in_node(self, node: Any, messages: Callable[[], Sequence[Request]]) -> None:
         """Send netlink messages in the network namespace of a node."""
 
         def body() -> None:
-            with veth.Netlink() as netlink:
+            with Netlink() as netlink:
                 netlink.send(messages())
 
         try:
@@ -453,7 +464,7 @@ class Containernet(Mininet):  # type: ignore[misc]
         """A fresh network namespace, from a stock made in batches."""
         with self._lock:
             if not self._spare:
-                self._spare = veth.new_namespaces(_NAMESPACE_BATCH)
+                self._spare = new_namespaces(_NAMESPACE_BATCH)
             return self._spare.pop()
 
     def interface_name(self, node: Any, logical: str) -> str:
@@ -610,8 +621,8 @@ class Containernet(Mininet):  # type: ignore[misc]
         text = [part for switch in gone for part in ("--", "--if-exists", "del-br", switch.bridge)]
         self.vsctl(["--no-wait", *text] if user else text)
         if user:
-            with veth.Netlink() as netlink:
-                netlink.send([veth.delete(switch.bridge) for switch in gone])
+            with Netlink() as netlink:
+                netlink.send([delete_link(switch.bridge, missing_ok=True) for switch in gone])
         for switch in gone:
             switch.started = False
             self.journal.done(switch.entry)
@@ -714,8 +725,8 @@ class Containernet(Mininet):  # type: ignore[misc]
             if link.handle is not None:
                 link.handle.close()
                 link.handle = None
-        with veth.Netlink() as netlink:
-            netlink.send([veth.delete_group(self._group)])
+        with Netlink() as netlink:
+            netlink.send([delete_group(self._group)])
         for link in made:
             self.journal.done(*link.journal_entries)
             link.journal_entries = []

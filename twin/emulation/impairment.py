@@ -29,7 +29,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 
-from twin.emulation.netlink import HTB, ROOT, LinkInfo, Netlink, NetlinkError, in_new_netns, open_tap, set_offloads
+from twin.emulation.netlink import (
+    HTB,
+    ROOT,
+    LinkInfo,
+    Netlink,
+    NetlinkError,
+    Request,
+    VethEnd,
+    add_veth,
+    delete_link,
+    offloads_off,
+    open_tap,
+    set_link,
+)
+from twin.emulation.netns import in_new_netns
 from twin.emulation.shaping import DEFAULT_QUEUE_PACKETS, Impairment, Shaper, ShapingError
 from twin.journal import Journal, start_ticks
 
@@ -125,7 +139,7 @@ def has_qdisc(kind: Literal["netem", "htb"]) -> bool:
 
     def attempt() -> bool:
         with Netlink() as netlink:
-            loopback = netlink.link("lo").ifindex
+            loopback = netlink.index("lo")
             try:
                 if kind == "htb":
                     netlink.add_htb(loopback, 1)
@@ -241,7 +255,7 @@ class LinkHandle:
         self._entries: list[int] = []
         self._relay: _RelayProcess | None = None
         self._number = -1
-        self._routes: list[tuple[End, bytes]] = []
+        self._routes: list[tuple[End, Request]] = []
         # A pid may be given to another process later: its namespace is not ours.
         self._started = {end.netns_pid: start_ticks(end.netns_pid) for end in (spec.a, spec.b) if end.netns_pid}
         self._lock = threading.RLock()
@@ -318,12 +332,12 @@ class LinkHandle:
                     self._relay.request({"op": "state", "link": self._number, "up": up})
                 for end in self._ends():
                     with self._netlink(end) as netlink:
-                        netlink.set_link(end.interface, up=up)
+                        netlink.send([set_link(end.interface, up=up)])
                 self.up = up
                 if up:
                     for end, route in self._routes:
                         with self._netlink(end) as netlink:
-                            netlink.add_route(route)
+                            netlink.send([route])
                     self._routes = []
             except OSError as error:
                 raise LinkError(f"link {self.name}: cannot go {'up' if up else 'down'}: {error.strerror}") from None
@@ -445,16 +459,16 @@ class LinkHandle:
             self._apply_impairment()
 
     def _make_veth(self) -> None:
-        a, b, mtu = self.spec.a, self.spec.b, self.spec.mtu
+        first, second = (VethEnd(end.interface, end.mac, netns_pid=end.netns_pid) for end in self._ends())
         with Netlink() as netlink:
-            netlink.add_veth(a.interface, a.netns_pid, a.mac, b.interface, b.netns_pid, b.mac, mtu)
+            netlink.send([add_veth(first, second, mtu=self.spec.mtu)])
 
     def _configure(self, end: End) -> None:
-        set_offloads(end.interface, netns_pid=end.netns_pid)
+        offloads_off([end.interface], netns_pid=end.netns_pid)
+        tap = self._relay is not None
+        mtu, mac = (self.spec.mtu, end.mac) if tap else (None, None)
         with Netlink(end.netns_pid) as netlink:
-            tap = self._relay is not None
-            netlink.set_link(end.interface, mtu=self.spec.mtu if tap else None, mac=end.mac if tap else None)
-            netlink.set_link(end.interface, up=self.up, alias=self._alias)
+            netlink.send([set_link(end.interface, up=self.up, mtu=mtu, mac=mac, alias=self._alias)])
 
     def _apply_rate(self) -> None:
         # Without HTB the relay serialises; has_qdisc was asked when the mechanism was chosen.
@@ -497,17 +511,17 @@ class LinkHandle:
         """Remove an interface if it is there and still ours."""
         with contextlib.suppress(OSError), self._netlink(end) as netlink:
             if netlink.link(end.interface).alias in (self._alias, ""):
-                netlink.delete_link(end.interface)
+                netlink.send([delete_link(end.interface)])
 
     def _info(self, end: End) -> LinkInfo:
         with self._netlink(end) as netlink:
             return netlink.link(end.interface)
 
-    def _routes_of(self, end: End) -> list[bytes]:
+    def _routes_of(self, end: End) -> list[Request]:
         if end.netns_pid is None:
             return []
         with self._netlink(end) as netlink:
-            return netlink.routes(netlink.link(end.interface).ifindex)
+            return netlink.routes(netlink.index(end.interface))
 
 
 def make_link(

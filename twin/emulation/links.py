@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from mininet.link import Intf, Link
 
-from twin.emulation import veth
 from twin.emulation.impairment import End, LinkError, LinkHandle, LinkSpec
+from twin.emulation.netlink import Request, add_address, default_route, remove_address, set_link
 
 if TYPE_CHECKING:
     from twin.emulation.containernet import Containernet
@@ -124,7 +124,7 @@ class Interface(Intf):  # type: ignore[misc]
         """Replace the MAC address."""
         self.mac = macstr.lower()
         if self.made:
-            self.link.net.in_node(self.node, lambda: [veth.set_mac(self.name, self.mac)])
+            self.link.net.in_node(self.node, lambda: [set_link(self.name, mac=self.mac)])
         return ""
 
     def ifconfig(self, *args: str) -> str:
@@ -132,7 +132,7 @@ class Interface(Intf):  # type: ignore[misc]
         if len(args) == 1 and args[0] in ("up", "down"):
             self.is_up = args[0] == "up"
             if self.made:
-                self.link.net.in_node(self.node, lambda: [veth.set_up(self.name, self.is_up)])
+                self.link.net.in_node(self.node, lambda: [set_link(self.name, up=self.is_up)])
             return ""
         return str(self.cmd("ifconfig", self.name, *args))
 
@@ -169,19 +169,19 @@ class Interface(Intf):  # type: ignore[misc]
         self.node.delIntf(self)
         self.link = None
 
-    def messages(self) -> list[veth.Message]:
+    def messages(self) -> list[Request]:
         """What gives a new interface its address, state and route; run in its namespace."""
-        found = [veth.set_up(self.name, self.is_up)]
+        found = [set_link(self.name, up=self.is_up)]
         if self.address:
-            found.append(veth.add_address(self.name, self.address))
+            found.append(add_address(self.name, self.address))
         if self.route and self.is_up:
-            found.append(veth.default_route(*self.route))
+            found.append(default_route(*self.route))
         return found
 
     def _apply_address(self, before: str | None) -> Any:
-        def messages() -> list[veth.Message]:
-            found = [veth.add_address(self.name, before, remove=True)] if before else []
-            return found + ([veth.add_address(self.name, self.address)] if self.address else [])
+        def messages() -> list[Request]:
+            found = [remove_address(self.name, before)] if before else []
+            return found + ([add_address(self.name, self.address)] if self.address else [])
 
         return messages
 

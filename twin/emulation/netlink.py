@@ -1,9 +1,10 @@
-"""State, counters, queueing disciplines, offloads and TAPs by raw rtnetlink, in any network namespace.
+"""Interfaces, addresses, routes, queueing disciplines and counters over rtnetlink, in any network namespace.
 
-Why not ``tc``: starting a program costs 2-5 ms, a message 0.1 ms, and live rate changes and counters of a
-hundred links must not pay for processes. Only what links need is here (batches of veth pairs and addresses:
-:mod:`twin.emulation.veth`). No socket is kept open, because one would keep the namespace of a dead
-container alive. Message layouts: ``linux/rtnetlink.h``, ``linux/pkt_sched.h``, ``linux/if_link.h``.
+pyroute2 writes and reads the messages; the exchange with the kernel is ours: many requests travel in one
+``send``, each is acknowledged, and a refused one raises :class:`NetlinkError` naming it (why not pyroute2's
+own sockets: ``docs/decisions/0007-netlink.md``). Why not ``ip`` and ``tc``: starting a program costs 2-5 ms,
+a message 0.1 ms. No socket is kept open, because one would keep the namespace of a dead container alive.
+Offloads and TAPs are ioctls, which rtnetlink does not have.
 """
 
 from __future__ import annotations
@@ -11,33 +12,70 @@ from __future__ import annotations
 import array
 import errno
 import fcntl
+import ipaddress
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
-from typing import NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self
 
-from twin.emulation.veth import CLONE_NEWNET, in_thread, libc_call, netns_of
+from pyroute2.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, nla, rtnl
+from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+from pyroute2.netlink.rtnl.ifinfmsg import IFF_LOWER_UP, IFF_UP, ifinfmsg
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
+from pyroute2.netlink.rtnl.tcmsg import sched_htb, sched_netem, tcmsg
 
-T = TypeVar("T")
+from twin.emulation.netns import CLONE_NEWNET, in_netns_of, in_thread, libc_call
 
-_NEWLINK, _DELLINK, _GETLINK, _SETLINK = 16, 17, 18, 19
-_NEWROUTE, _GETROUTE = 24, 26
-_NEWQDISC, _DELQDISC, _GETQDISC = 36, 37, 38
-_NEWCLASS, _DELCLASS, _GETCLASS = 40, 41, 42
-_NEWFILTER, _DELFILTER = 44, 45
-_REQUEST, _ACK, _REPLACE, _EXCL, _CREATE, _DUMP = 0x1, 0x4, 0x100, 0x200, 0x400, 0x300
-_ERROR, _DONE = 2, 3
-_IFF_UP, _IFF_LOWER_UP = 1, 0x10000
-_NANOSECONDS_PER_TICK = 64  # PSCHED_SHIFT 6 in net/pkt_sched.h
-_LINK_HEADER = struct.pack("=BxHiII", 0, 0, 0, 0, 0)
-ROOT = 0xFFFFFFFF
+ROOT = rtnl.TC_H_ROOT
 HTB = 0x10000
+_ERROR, _DONE = 2, 3
+_SOL_NETLINK, _CAP_ACK = 270, 10
+_ONLINK = 4  # RTNH_F_ONLINK
+_BATCH = 48  # requests a send: their acknowledgements must fit the default receive buffer
+_MOST = 0xFFFFFFFF
+_NANOSECONDS_PER_TICK = 64  # PSCHED_SHIFT 6 in net/pkt_sched.h
 
 
 class NetlinkError(OSError):
     """The kernel refused; ``errno`` says why and the text names the operation and the interface."""
+
+
+class _HtbOptions(nla):  # type: ignore[misc]
+    """HTB's options without pyroute2's rate tables: 512 values a change that kernels since 3.8 do not read."""
+
+    nla_map = (
+        (1, "TCA_HTB_PARMS", "htb_parms"),
+        (2, "TCA_HTB_INIT", "htb_glob"),
+        (5, "TCA_HTB_DIRECT_QLEN", "uint32"),
+        (6, "TCA_HTB_RATE64", "uint64"),
+        (7, "TCA_HTB_CEIL64", "uint64"),
+    )
+    htb_glob = sched_htb.options.htb_glob
+
+    class htb_parms(nla):  # type: ignore[misc]
+        fields = sched_htb.options.htb_parms.fields
+
+
+class _NetemOptions(nla):  # type: ignore[misc]
+    """netem's options with the ones pyroute2 does not know: times in nanoseconds and the seed."""
+
+    fields = sched_netem.options.fields
+    nla_map = (
+        (10, "TCA_NETEM_LATENCY64", "int64"),
+        (11, "TCA_NETEM_JITTER64", "int64"),
+        (14, "TCA_NETEM_PRNG_SEED", "uint64"),
+    )
+
+
+class _TcMessage(tcmsg):  # type: ignore[misc]
+    """A traffic control message that uses the options above."""
+
+    def get_plugin(self, plug: str, *arguments: Any, **options: Any) -> Any:
+        own = {"htb": _HtbOptions, "netem": _NetemOptions}.get(self.get_attr("TCA_KIND"))
+        return own if own and plug == "options" else super().get_plugin(plug, *arguments, **options)
 
 
 class LinkInfo(NamedTuple):
@@ -70,40 +108,37 @@ class QueueStats(NamedTuple):
     backlog_bytes: int
 
 
-def in_netns(pid: int | None, function: Callable[[], T]) -> T:
-    """Call ``function`` in the network namespace of process ``pid`` (None: here).
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request; ``what`` names it in errors, an errno of ``accept`` is none."""
 
-    Sockets and TAPs that it opens stay in that namespace; the caller's own namespace never changes.
-    """
-    if pid is None:
-        return function()
-
-    def body() -> T:
-        with netns_of(pid) as descriptor:
-            libc_call("setns", descriptor, CLONE_NEWNET)
-        return function()
-
-    return in_thread(body)
+    kind: int
+    flags: int
+    message: Any
+    what: str
+    accept: tuple[int, ...] = ()
 
 
-def in_new_netns(function: Callable[[], T]) -> T:
-    """Call ``function`` in an empty network namespace that disappears when it returns."""
+@dataclass(frozen=True, slots=True)
+class VethEnd:
+    """One end of a veth pair. Its namespace is a descriptor or that of a process (both None: where it is made)."""
 
-    def body() -> T:
-        libc_call("unshare", CLONE_NEWNET)
-        return function()
-
-    return in_thread(body)
+    name: str
+    mac: str | None = None
+    netns: int | None = None
+    netns_pid: int | None = None
+    group: int = 0
 
 
 class Netlink:
-    """A rtnetlink socket in the namespace of ``netns_pid`` (None: the caller's). Use under ``with``."""
+    """A rtnetlink socket in the namespace of ``netns_pid`` (None: the calling thread's). Use under ``with``."""
 
     def __init__(self, netns_pid: int | None = None) -> None:
-        self._socket = in_netns(
+        self._socket = in_netns_of(
             netns_pid, lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
         )
         self._socket.bind((0, 0))
+        self._socket.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
         self._sequence = 0
 
     def __enter__(self) -> Self:
@@ -118,129 +153,125 @@ class Netlink:
         """Close the socket; may be called twice."""
         self._socket.close()
 
+    def send(self, requests: Sequence[Request]) -> list[Any]:
+        """Send all, wait for every acknowledgement, raise for the first that was refused.
+
+        Returns the kernel's answers, not decoded yet: that is what costs, and not everybody needs all of it.
+        """
+        answers: list[Any] = []
+        failed: NetlinkError | None = None
+        for start in range(0, len(requests), _BATCH):
+            waiting: dict[int, Request] = {}
+            wire = bytearray()
+            for request in requests[start : start + _BATCH]:
+                self._sequence += 1
+                waiting[self._sequence] = request
+                wire += _encode(request, self._sequence)
+            self._socket.send(wire)
+            while waiting:
+                error = self._read(waiting, answers)
+                failed = failed or error
+        if failed:
+            raise failed
+        return answers
+
+    def _read(self, waiting: dict[int, Request], answers: list[Any]) -> NetlinkError | None:
+        failed = None
+        data = self._socket.recv(1 << 16)
+        at = 0
+        while at < len(data):
+            length, kind, _, sequence, _ = struct.unpack_from("=IHHII", data, at)
+            request = waiting.get(sequence)
+            if request is not None and kind in (_ERROR, _DONE):
+                del waiting[sequence]
+                code = -struct.unpack_from("=i", data, at + 16)[0]
+                if code and code not in request.accept:
+                    failed = failed or NetlinkError(code, f"cannot {request.what}: {os.strerror(code)}")
+            elif request is not None:
+                answers.append(type(request.message)(data, offset=at))
+            at += (length + 3) & ~3
+        return failed
+
     # --- interfaces ---------------------------------------------------------------------------
 
-    def add_veth(
-        self,
-        name: str,
-        netns_pid: int | None,
-        mac: str | None,
-        peer_name: str,
-        peer_netns_pid: int | None,
-        peer_mac: str | None,
-        mtu: int,
-    ) -> None:
-        """A veth pair, both ends born with their final names in their final namespaces, still down.
+    def link(self, name: str) -> LinkInfo:
+        """State and counters of one interface; NetlinkError ENODEV when there is none."""
+        return _link_info(self._find(name))
 
-        None is the socket's own namespace. (Up at birth is refused: a veth cannot open before it has its peer.)
-        """
-        # One queue each: the multi-queue default of large hosts costs memory and HTB shapes one queue.
-        single = _attribute(31, struct.pack("=I", 1)) + _attribute(32, struct.pack("=I", 1))
-        peer = _LINK_HEADER + _end_attributes(peer_name, peer_netns_pid, peer_mac, mtu) + single
-        info = _text(1, "veth") + _attribute(2, _attribute(1, peer))
-        body = _LINK_HEADER + _end_attributes(name, netns_pid, mac, mtu) + single + _attribute(18, info)
-        self._request(_NEWLINK, _CREATE | _EXCL, body, f"create veth {name} - {peer_name}")
+    def index(self, name: str) -> int:
+        """The index of an interface; NetlinkError ENODEV when there is none."""
+        answer = self._find(name)
+        (index,) = struct.unpack_from("=i", answer.data, answer.offset + 20)  # struct ifinfomsg, behind the header
+        return int(index)
 
-    def set_link(
-        self,
-        name: str,
-        *,
-        up: bool | None = None,
-        mtu: int | None = None,
-        mac: str | None = None,
-        alias: str | None = None,
-    ) -> None:
-        """Change an interface by name; what is None stays."""
-        flags, mask = (_IFF_UP if up else 0, 0 if up is None else _IFF_UP)
-        body = struct.pack("=BxHiII", 0, 0, 0, flags, mask) + _end_attributes(name, None, mac, mtu)
-        if alias is not None:
-            body += _attribute(20, alias.encode())
-        self._request(_SETLINK, 0, body, f"change interface {name}")
+    def _find(self, name: str) -> ifinfmsg:
+        (answer,) = self.send([Request(rtnl.RTM_GETLINK, 0, _link(IFLA_IFNAME=name), f"find interface {name}")])
+        return answer
 
-    def delete_link(self, name: str) -> None:
-        """Remove an interface by name (a veth goes with its peer)."""
-        self._request(_DELLINK, 0, _LINK_HEADER + _text(3, name), f"remove interface {name}")
+    def links(self) -> dict[str, LinkInfo]:
+        """All interfaces of the namespace by name."""
+        answers = self.send([Request(rtnl.RTM_GETLINK, NLM_F_DUMP, ifinfmsg(), "list interfaces")])
+        return {one.name: one for one in map(_link_info, answers)}
 
     def delete_links(self, names: Sequence[str]) -> None:
         """Remove several at once; those that do not exist are left out.
 
         The kernel waits some 10 ms for its readers at each removal: a group is removed with one wait for all.
         """
-        group = struct.pack("=I", int.from_bytes(os.urandom(4)) | 0x40000000)
-        marked = 0
-        for name in names:
-            try:
-                self._request(_SETLINK, 0, _LINK_HEADER + _text(3, name) + _attribute(27, group), f"mark {name}")
-                marked += 1
-            except NetlinkError as error:
-                if error.errno != errno.ENODEV:
-                    raise
-        if marked:
-            self._request(_DELLINK, 0, _LINK_HEADER + _attribute(27, group), "remove a group of interfaces")
+        group = int.from_bytes(os.urandom(4)) & 0x3FFFFFFF | 0x40000000
+        marks = [
+            Request(
+                rtnl.RTM_SETLINK, 0, _link(IFLA_IFNAME=name, IFLA_GROUP=group), f"mark interface {name}", _MISSING_OK
+            )
+            for name in names
+        ]
+        if marks:
+            self.send([*marks, delete_group(group)])
 
-    def link(self, name: str) -> LinkInfo:
-        """State and counters of one interface; NetlinkError ENODEV when there is none."""
-        for payload in self._request(_GETLINK, 0, _LINK_HEADER + _text(3, name), f"find interface {name}"):
-            return _link_info(payload)
-        raise NetlinkError(errno.ENODEV, f"cannot find interface {name}: no answer")
-
-    def links(self) -> dict[str, LinkInfo]:
-        """All interfaces of the namespace by name."""
-        found = (_link_info(payload) for payload in self._request(_GETLINK, _DUMP, _LINK_HEADER, "list interfaces"))
-        return {one.name: one for one in found}
-
-    def routes(self, index: int) -> list[bytes]:
-        """The IPv4 routes that somebody added through an interface, as messages for :meth:`add_route`."""
+    def routes(self, index: int) -> list[Request]:
+        """What puts back the IPv4 routes that somebody added through an interface; those there are left alone."""
         found = []
-        for payload in self._request(_GETROUTE, _DUMP, bytes(12), "list routes"):
-            family, table, protocol = payload[0], payload[4], payload[5]
-            output = dict(_attributes(payload[12:])).get(4)
-            # Table 254 is main; protocol 2 is "kernel": connected routes, which come back by themselves.
-            wanted = family == socket.AF_INET and table == 254 and protocol != 2
-            if wanted and output is not None and struct.unpack("=i", output)[0] == index:
-                found.append(payload)
+        for route in self.send([Request(rtnl.RTM_GETROUTE, NLM_F_DUMP, rtmsg(), "list routes")]):
+            route.decode()
+            # Routes of the kernel itself are the connected ones, which come back by themselves.
+            wanted = route["family"] == socket.AF_INET and route["table"] == 254 and route["proto"] != 2
+            if wanted and route.get_attr("RTA_OIF") == index:
+                # The other flags in a dump say what was (dead, link down); they must not be asked for.
+                route["flags"] &= _ONLINK
+                flags = NLM_F_CREATE | NLM_F_EXCL
+                found.append(Request(rtnl.RTM_NEWROUTE, flags, route, "restore a route", (errno.EEXIST,)))
         return found
-
-    def add_route(self, route: bytes) -> None:
-        """Add again a route that :meth:`routes` returned; one that is there already is left alone."""
-        # The flags in a dump say what was (dead, link down); they must not be asked for.
-        body = route[:8] + bytes(4) + route[12:]
-        try:
-            self._request(_NEWROUTE, _CREATE | _EXCL, body, "restore a route")
-        except NetlinkError as error:
-            if error.errno != errno.EEXIST:
-                raise
 
     # --- queueing disciplines -----------------------------------------------------------------
 
     def add_htb(self, index: int, default_minor: int) -> None:
         """HTB 1: at the root; unclassified packets go to class 1:``default_minor``."""
-        glob = struct.pack("=IIIII", 3, 10, default_minor, 0, 0)
-        options = _attribute(2, glob) + _attribute(5, struct.pack("=I", 1000))
-        self._queue(_NEWQDISC, _CREATE | _REPLACE, index, HTB, ROOT, "htb", options, "add HTB")
+        glob = {"version": 3, "rate2quantum": 10, "defcls": default_minor}
+        options = _attributes(TCA_HTB_INIT=glob, TCA_HTB_DIRECT_QLEN=1000)
+        self._queue(rtnl.RTM_NEWQDISC, NLM_F_CREATE | NLM_F_REPLACE, "add HTB", index, HTB, ROOT, "htb", options)
 
     def set_htb_class(
         self, index: int, parent: int, minor: int, rate_bps: float, ceil_bps: float, prio: int, quantum: int
     ) -> None:
         """Make or change class 1:``minor``; ``rate_bps`` is guaranteed, ``ceil_bps`` the most it may borrow."""
-        speeds = [max(1, round(bps / 8)) for bps in (rate_bps, ceil_bps)]
+        rate, ceil = (max(1, round(bps / 8)) for bps in (rate_bps, ceil_bps))
         # One millisecond of burst, and never less than one frame, else HTB cannot send at all.
-        buffers = [_ticks(max(1600.0, speed / 1000) / speed) for speed in speeds]
-        # Link layer 1 is Ethernet: without it the kernel asks for the rate tables of old tc.
-        parameters = b"".join(struct.pack("=BBHhHI", 0, 1, 0, -1, 0, min(speed, ROOT)) for speed in speeds)
-        parameters += struct.pack("=IIIII", *buffers, quantum, 0, prio)
-        options = _attribute(1, parameters)
-        options += _attribute(6, struct.pack("=Q", speeds[0])) + _attribute(7, struct.pack("=Q", speeds[1]))
-        self._queue(_NEWCLASS, _CREATE, index, HTB | minor, parent, "htb", options, "set HTB class")
+        buffer, cbuffer = (_ticks(max(1600.0, speed / 1000) / speed) for speed in (rate, ceil))
+        parameters = {"quantum": quantum, "prio": prio, "buffer": buffer, "cbuffer": cbuffer}
+        for name, speed in (("rate", rate), ("ceil", ceil)):
+            # Link layer 1 is Ethernet: without it the kernel asks for the rate tables of old tc.
+            parameters |= {name: min(speed, _MOST), f"{name}___reserved": 1, f"{name}_cell_align": -1}
+        options = _attributes(TCA_HTB_PARMS=parameters, TCA_HTB_RATE64=rate, TCA_HTB_CEIL64=ceil)
+        self._queue(rtnl.RTM_NEWTCLASS, NLM_F_CREATE, "set HTB class", index, HTB | minor, parent, "htb", options)
 
     def delete_htb_class(self, index: int, minor: int) -> None:
         """Remove class 1:``minor`` with its leaf."""
-        self._queue(_DELCLASS, 0, index, HTB | minor, 0, "", b"", "remove HTB class")
+        self._queue(rtnl.RTM_DELTCLASS, 0, "remove HTB class", index, HTB | minor, 0)
 
     def add_pfifo(self, index: int, parent: int, handle: int, packets: int) -> None:
         """A tail-drop queue of ``packets`` as leaf of a class."""
-        options = struct.pack("=I", packets)
-        self._queue(_NEWQDISC, _CREATE | _REPLACE, index, handle, parent, "pfifo", options, "add pfifo")
+        flags = NLM_F_CREATE | NLM_F_REPLACE
+        self._queue(rtnl.RTM_NEWQDISC, flags, "add pfifo", index, handle, parent, "pfifo", {"limit": packets})
 
     def set_netem(
         self,
@@ -255,122 +286,293 @@ class Netlink:
         seed: int,
     ) -> None:
         """Make or change a netem; NetlinkError ENOENT when the kernel has none."""
-        loss = round(loss_ratio * 0xFFFFFFFF)
-        options = struct.pack("=IIIIII", _ticks(delay_s), limit_packets, loss, 0, 0, _ticks(jitter_s))
-        options += _attribute(10, struct.pack("=q", round(delay_s * 1e9)))
-        options += _attribute(11, struct.pack("=q", round(jitter_s * 1e9)))
-        options += _attribute(14, struct.pack("=Q", seed & (2**64 - 1)))
-        self._queue(_NEWQDISC, _CREATE | _REPLACE, index, handle, parent, "netem", options, "set netem")
+        options = _attributes(
+            TCA_NETEM_LATENCY64=round(delay_s * 1e9),
+            TCA_NETEM_JITTER64=round(jitter_s * 1e9),
+            TCA_NETEM_PRNG_SEED=seed & (2**64 - 1),
+        )
+        options |= {"delay": _ticks(delay_s), "jitter": _ticks(jitter_s), "limit": limit_packets}
+        options["loss"] = round(loss_ratio * _MOST)
+        flags = NLM_F_CREATE | NLM_F_REPLACE
+        self._queue(rtnl.RTM_NEWQDISC, flags, "set netem", index, handle, parent, "netem", options)
 
     def delete_root_qdisc(self, index: int) -> None:
         """Remove the root qdisc with all below it; fine when there is only the kernel's own."""
-        try:
-            self._queue(_DELQDISC, 0, index, 0, ROOT, "", b"", "remove the root qdisc")
-        except NetlinkError as error:
-            if error.errno not in (errno.ENOENT, errno.EINVAL):
-                raise
+        accept = (errno.ENOENT, errno.EINVAL)
+        self._queue(rtnl.RTM_DELQDISC, 0, "remove the root qdisc", index, 0, ROOT, accept=accept)
 
     def add_u32(self, index: int, prio: int, minor: int, keys: list[tuple[int, int, int]]) -> None:
-        """Send IPv4 packets where every (offset, mask, value) word matches to class 1:``minor``."""
-        selector = struct.pack("=BBBxHHhhI", 1, 0, len(keys), 0, 0, 0, 0, 0)
-        for offset, mask, value in keys:
-            selector += struct.pack("!II", mask, value) + struct.pack("=ii", offset, 0)
-        options = _attribute(1, struct.pack("=I", HTB | minor)) + _attribute(5, selector)
-        self._queue(_NEWFILTER, _CREATE | _EXCL, index, 0, HTB, "u32", options, "add filter", _filter_info(prio))
+        """Send IPv4 packets where every (offset, mask, value) word matches to class 1:``minor``.
+
+        A mask is that of a prefix: pyroute2 loses the place of bytes behind a zero one.
+        """
+        words = [f"{value & mask:#x}/{mask:#x}+{offset}" for offset, mask, value in keys]
+        options = _attributes(TCA_U32_CLASSID=HTB | minor, TCA_U32_SEL={"keys": words})
+        flags = NLM_F_CREATE | NLM_F_EXCL
+        self._queue(rtnl.RTM_NEWTFILTER, flags, "add filter", index, 0, HTB, "u32", options, info=_filter_info(prio))
 
     def delete_filters(self, index: int, prio: int) -> None:
         """Remove all filters of one priority."""
-        self._queue(_DELFILTER, 0, index, 0, HTB, "", b"", "remove filters", _filter_info(prio))
+        self._queue(rtnl.RTM_DELTFILTER, 0, "remove filters", index, 0, HTB, info=_filter_info(prio))
 
     def qdiscs(self, index: int) -> list[QueueStats]:
         """Counters of every qdisc of an interface."""
-        return self._stats(_GETQDISC, index)
+        return self._stats(rtnl.RTM_GETQDISC, index)
 
     def classes(self, index: int) -> list[QueueStats]:
         """Counters of every class of an interface."""
-        return self._stats(_GETCLASS, index)
+        return self._stats(rtnl.RTM_GETTCLASS, index)
 
-    def _stats(self, message: int, index: int) -> list[QueueStats]:
-        body = struct.pack("=B3xiIII", 0, index, 0, 0, 0)
+    def _stats(self, kind: int, index: int) -> list[QueueStats]:
         found = []
-        for payload in self._request(message, _DUMP, body, "read queue counters"):
-            _, owner, handle, parent, _ = struct.unpack_from("=B3xiIII", payload)
+        for answer in self.send([Request(kind, NLM_F_DUMP, _queue(index), "read queue counters")]):
+            answer.decode()
             # Older kernels dump the qdiscs of every interface.
-            if owner != index:
+            if answer["index"] != index:
                 continue
-            fields = dict(_attributes(payload[20:]))
-            stats = dict(_attributes(fields.get(7, b"")))
-            sent, packets = struct.unpack_from("=QI", stats.get(1, bytes(12)))
-            _, backlog, drops = struct.unpack_from("=III", stats.get(3, bytes(12)))
-            kind = fields.get(1, b"").rstrip(b"\0").decode()
-            found.append(QueueStats(kind, handle, parent, sent, packets, drops, backlog))
+            fields = _fields(answer)
+            stats = _fields(fields["TCA_STATS2"].value)
+            sent, queue = stats["TCA_STATS_BASIC"].value, stats["TCA_STATS_QUEUE"].value
+            found.append(
+                QueueStats(
+                    fields["TCA_KIND"].value,
+                    answer["handle"],
+                    answer["parent"],
+                    sent["bytes"],
+                    sent["packets"],
+                    queue["drops"],
+                    queue["backlog"],
+                )
+            )
         return found
 
     def _queue(
         self,
-        message: int,
+        kind: int,
         flags: int,
+        what: str,
         index: int,
         handle: int,
         parent: int,
-        kind: str,
-        options: bytes,
-        what: str,
+        discipline: str = "",
+        options: Any = None,
+        *,
         info: int = 0,
+        accept: tuple[int, ...] = (),
     ) -> None:
-        body = struct.pack("=B3xiIII", 0, index, handle, parent, info)
-        if kind:
-            body += _text(1, kind) + _attribute(2, options)
-        self._request(message, flags, body, what)
-
-    # --- transport ----------------------------------------------------------------------------
-
-    def _request(self, message: int, flags: int, body: bytes, what: str) -> list[bytes]:
-        self._sequence += 1
-        header = struct.pack("=IHHII", 16 + len(body), message, _REQUEST | _ACK | flags, self._sequence, 0)
-        self._socket.send(header + body)
-        return list(self._answers(what))
-
-    def _answers(self, what: str) -> Iterator[bytes]:
-        while True:
-            data = self._socket.recv(1 << 18)
-            at = 0
-            while at < len(data):
-                length, message, _, sequence, _ = struct.unpack_from("=IHHII", data, at)
-                payload = data[at + 16 : at + length]
-                at += (length + 3) & ~3
-                if sequence != self._sequence:
-                    continue
-                if message in (_ERROR, _DONE):
-                    code = -struct.unpack_from("=i", payload)[0]
-                    if code:
-                        raise NetlinkError(code, f"cannot {what}: {os.strerror(code)}")
-                    return
-                yield payload
+        message = _queue(index, handle=handle, parent=parent, info=info)
+        if discipline:
+            message["attrs"] = [("TCA_KIND", discipline), ("TCA_OPTIONS", options)]
+        self.send([Request(kind, flags, message, what, accept)])
 
 
-def set_offloads(name: str, *, netns_pid: int | None = None) -> None:
-    """Switch transmit checksum and segmentation (TSO, GSO, GRO) offload of an interface off.
+def new_namespaces(count: int) -> list[int]:
+    """Descriptors of ``count`` new network namespaces with ``lo`` up.
+
+    A namespace lives as long as something holds it; held by a descriptor only, it cannot outlive
+    this process, however that ends.
+    """
+
+    def body() -> list[int]:
+        made: list[int] = []
+        try:
+            for _ in range(count):
+                libc_call("unshare", CLONE_NEWNET)
+                made.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
+                with Netlink() as netlink:
+                    netlink.send([set_link("lo", up=True)])
+        except BaseException:
+            for descriptor in made:
+                os.close(descriptor)
+            raise
+        return made
+
+    return in_thread(body)
+
+
+# --- requests -------------------------------------------------------------------------------------
+
+_MISSING_OK = (errno.ENODEV,)
+
+
+def add_veth(first: VethEnd, second: VethEnd, *, mtu: int | None = None, up: bool = False) -> Request:
+    """A veth pair, both ends born with their final names in their final namespaces.
+
+    ``up`` is for the first: a veth cannot open before it has its peer, and the kernel makes the second before.
+    """
+    data = _attributes(VETH_INFO_PEER=_attributes(**_end(second, mtu)))
+    message = _link(**_end(first, mtu), IFLA_LINKINFO=_attributes(IFLA_INFO_KIND="veth", IFLA_INFO_DATA=data))
+    if up:
+        message["flags"] = message["change"] = IFF_UP
+    what = f"create veth {first.name} - {second.name}"
+    return Request(rtnl.RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, message, what)
+
+
+def set_link(
+    name: str, *, up: bool | None = None, mtu: int | None = None, mac: str | None = None, alias: str | None = None
+) -> Request:
+    """Change an interface by name; what is None stays."""
+    message = _link(IFLA_IFNAME=name, IFLA_MTU=mtu, IFLA_ADDRESS=mac, IFLA_IFALIAS=alias)
+    if up is not None:
+        message["flags"], message["change"] = IFF_UP if up else 0, IFF_UP
+    return Request(rtnl.RTM_SETLINK, 0, message, f"change interface {name}")
+
+
+def delete_link(name: str, *, missing_ok: bool = False) -> Request:
+    """Remove an interface by name (a veth goes with its peer)."""
+    accept = _MISSING_OK if missing_ok else ()
+    return Request(rtnl.RTM_DELLINK, 0, _link(IFLA_IFNAME=name), f"remove interface {name}", accept)
+
+
+def delete_group(group: int) -> Request:
+    """Remove all interfaces of a group at once (one wait in the kernel for all, not one for each)."""
+    return Request(rtnl.RTM_DELLINK, 0, _link(IFLA_GROUP=group), f"remove the interfaces of group {group}", _MISSING_OK)
+
+
+def delete_all() -> None:
+    """Remove every interface but ``lo`` in the namespace of the calling thread, and so their peers."""
+    names = [name for _, name in socket.if_nameindex() if name != "lo"]
+    with Netlink() as netlink:
+        netlink.send([delete_link(name, missing_ok=True) for name in names])
+
+
+def add_address(name: str, address: str) -> Request:
+    """Give an interface an address ``10.0.0.1/8``; make it in the interface's namespace."""
+    flags = NLM_F_CREATE | NLM_F_REPLACE
+    return Request(rtnl.RTM_NEWADDR, flags, _address(name, address), f"give interface {name} address {address}")
+
+
+def remove_address(name: str, address: str) -> Request:
+    """Take an address from an interface; make it in the interface's namespace."""
+    what = f"take address {address} from interface {name}"
+    return Request(rtnl.RTM_DELADDR, 0, _address(name, address), what, _MISSING_OK)
+
+
+def default_route(name: str | None, gateway: str | None = None) -> Request:
+    """The default route through an interface, a gateway, or both; make it in the interface's namespace."""
+    message = rtmsg()
+    message["family"] = socket.AF_INET6 if gateway and ":" in gateway else socket.AF_INET
+    # Of protocol "static", to a unicast address in the main table, to the link when there is no gateway
+    message.update(table=254, proto=4, type=1, scope=0 if gateway else 253)
+    index = socket.if_nametoindex(name) if name else None
+    message.update(_attributes(RTA_GATEWAY=gateway, RTA_OIF=index))
+    flags = NLM_F_CREATE | NLM_F_REPLACE
+    return Request(rtnl.RTM_NEWROUTE, flags, message, f"set the default route {gateway or name}")
+
+
+def _encode(request: Request, sequence: int) -> bytearray:
+    message = request.message
+    flags = NLM_F_REQUEST | NLM_F_ACK | request.flags
+    message["header"] = {"type": request.kind, "flags": flags, "sequence_number": sequence, "pid": 0}
+    message.reset()
+    message.encode()
+    data: bytearray = message.data
+    return data
+
+
+def _attributes(**values: Any) -> dict[str, Any]:
+    return {"attrs": [(name, value) for name, value in values.items() if value is not None]}
+
+
+def _link(**values: Any) -> ifinfmsg:
+    message = ifinfmsg()
+    message.update(_attributes(**values))
+    return message
+
+
+def _end(end: VethEnd, mtu: int | None) -> dict[str, Any]:
+    return {
+        "IFLA_IFNAME": end.name,
+        "IFLA_MTU": mtu,
+        "IFLA_ADDRESS": end.mac,
+        "IFLA_NET_NS_FD": end.netns,
+        "IFLA_NET_NS_PID": end.netns_pid,
+        "IFLA_GROUP": end.group or None,
+        # One queue each: the multi-queue default of large hosts costs memory and HTB shapes one queue.
+        "IFLA_NUM_TX_QUEUES": 1,
+        "IFLA_NUM_RX_QUEUES": 1,
+    }
+
+
+def _address(name: str, address: str) -> ifaddrmsg:
+    interface = ipaddress.ip_interface(address)
+    message = ifaddrmsg()
+    message["family"] = socket.AF_INET if interface.version == 4 else socket.AF_INET6
+    message["prefixlen"] = interface.network.prefixlen
+    message["index"] = socket.if_nametoindex(name)
+    broadcast = interface.version == 4 and interface.network.prefixlen < 31
+    message.update(
+        _attributes(
+            IFA_LOCAL=str(interface.ip),
+            IFA_ADDRESS=str(interface.ip),
+            IFA_BROADCAST=str(interface.network.broadcast_address) if broadcast else None,
+        )
+    )
+    return message
+
+
+def _queue(index: int, **fields: int) -> _TcMessage:
+    message = _TcMessage()
+    message.update(index=index, **fields)
+    return message
+
+
+def _filter_info(prio: int) -> int:
+    return (prio << 16) | socket.htons(0x0800)
+
+
+def _ticks(seconds: float) -> int:
+    return min(_MOST, round(seconds * 1e9 / _NANOSECONDS_PER_TICK))
+
+
+def _fields(message: Any) -> dict[str, Any]:
+    """Attributes by name, each decoded when its ``value`` is asked for (``get_attr`` searches all every time)."""
+    return {slot.name: slot for slot in message["attrs"]}
+
+
+def _link_info(message: ifinfmsg) -> LinkInfo:
+    message.decode()
+    fields = _fields(message)
+    counters = fields["IFLA_STATS64"].value
+    return LinkInfo(
+        ifindex=message["index"],
+        name=fields["IFLA_IFNAME"].value,
+        up=bool(message["flags"] & IFF_UP),
+        carrier=bool(message["flags"] & IFF_LOWER_UP),
+        mac=fields["IFLA_ADDRESS"].value if "IFLA_ADDRESS" in fields else "",
+        mtu=fields["IFLA_MTU"].value,
+        alias=fields["IFLA_IFALIAS"].value if "IFLA_IFALIAS" in fields else "",
+        **{name: counters[name] for name in LinkInfo._fields[7:]},
+    )
+
+
+# --- ioctls ---------------------------------------------------------------------------------------
+
+
+def offloads_off(names: Sequence[str], *, netns_pid: int | None = None, segmentation: bool = True) -> None:
+    """Switch transmit checksum offload of interfaces off, with ``segmentation`` TSO, GSO and GRO too.
 
     Open vSwitch's userspace datapath forwards the unfinished checksums that offload leaves, and a shaper
     that is handed 64 kB segments cannot shape packets.
     """
 
     def apply() -> None:
+        # ETHTOOL_STXCSUM, then STSO, SGSO, SGRO of linux/ethtool.h
+        commands = (0x17, 0x1F, 0x24, 0x2C) if segmentation else (0x17,)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-            # ETHTOOL_STXCSUM, STSO, SGSO, SGRO of linux/ethtool.h
-            for command in (0x17, 0x1F, 0x24, 0x2C):
-                value = array.array("B", struct.pack("=II", command, 0))
-                request = struct.pack("16sP16x", name.encode(), value.buffer_info()[0])
-                try:
-                    fcntl.ioctl(control, 0x8946, request)
-                except OSError as error:
-                    # A device without that feature has nothing to switch off.
-                    if error.errno != errno.EOPNOTSUPP:
-                        text = f"cannot set offloads of interface {name}: {error.strerror}"
-                        raise NetlinkError(error.errno, text) from None
+            for name in names:
+                for command in commands:
+                    value = array.array("B", struct.pack("=II", command, 0))
+                    request = struct.pack("16sP16x", name.encode(), value.buffer_info()[0])
+                    try:
+                        fcntl.ioctl(control, 0x8946, request)
+                    except OSError as error:
+                        # A device without that feature has nothing to switch off.
+                        if error.errno != errno.EOPNOTSUPP:
+                            text = f"cannot set offloads of interface {name}: {error.strerror}"
+                            raise NetlinkError(error.errno, text) from None
 
-    in_netns(netns_pid, apply)
+    in_netns_of(netns_pid, apply)
 
 
 def open_tap(name: str, *, netns_pid: int | None = None) -> int:
@@ -390,62 +592,4 @@ def open_tap(name: str, *, netns_pid: int | None = None) -> int:
             raise NetlinkError(error.errno, f"cannot create TAP {name}: {error.strerror}") from None
         return descriptor
 
-    return in_netns(netns_pid, create)
-
-
-def _end_attributes(name: str, netns_pid: int | None, mac: str | None, mtu: int | None) -> bytes:
-    data = _text(3, name)
-    if mtu is not None:
-        data += _attribute(4, struct.pack("=I", mtu))
-    if netns_pid is not None:
-        data += _attribute(19, struct.pack("=I", netns_pid))
-    if mac is not None:
-        data += _attribute(1, bytes.fromhex(mac.replace(":", "")))
-    return data
-
-
-def _filter_info(prio: int) -> int:
-    return (prio << 16) | socket.htons(0x0800)
-
-
-def _attribute(kind: int, payload: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
-
-
-def _text(kind: int, text: str) -> bytes:
-    return _attribute(kind, text.encode() + b"\0")
-
-
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    at = 0
-    while at + 4 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, at)
-        if length < 4:
-            return
-        yield kind & 0x3FFF, data[at + 4 : at + length]
-        at += (length + 3) & ~3
-
-
-def _ticks(seconds: float) -> int:
-    return min(ROOT, round(seconds * 1e9 / _NANOSECONDS_PER_TICK))
-
-
-def _link_info(payload: bytes) -> LinkInfo:
-    _, _, index, flags, _ = struct.unpack_from("=BxHiII", payload)
-    fields = dict(_attributes(payload[16:]))
-    counters = struct.unpack_from("=8Q", fields.get(23, bytes(64)))
-    return LinkInfo(
-        ifindex=index,
-        name=fields[3].rstrip(b"\0").decode(),
-        up=bool(flags & _IFF_UP),
-        carrier=bool(flags & _IFF_LOWER_UP),
-        mac=fields.get(1, b"").hex(":"),
-        mtu=struct.unpack("=I", fields.get(4, bytes(4)))[0],
-        alias=fields.get(20, b"").rstrip(b"\0").decode(errors="replace"),
-        rx_packets=counters[0],
-        tx_packets=counters[1],
-        rx_bytes=counters[2],
-        tx_bytes=counters[3],
-        rx_dropped=counters[6],
-        tx_dropped=counters[7],
-    )
+    return in_netns_of(netns_pid, create)

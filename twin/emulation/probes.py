@@ -41,7 +41,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from twin.emulation.impairment import End
-from twin.emulation.netlink import Netlink, in_netns
+from twin.emulation.netlink import Netlink
+from twin.emulation.netns import in_netns_of
 from twin.types import Probe
 
 _ETHERTYPE = 0x88B5  # IEEE 802 local experimental
@@ -329,7 +330,7 @@ def _packet_socket(end: End) -> tuple[socket.socket, str]:
         made.setsockopt(socket.SOL_SOCKET, 32, 1 << 23)  # SO_SNDBUFFORCE
         return made
 
-    return in_netns(end.netns_pid, create), info.mac
+    return in_netns_of(end.netns_pid, create), info.mac
 
 
 # --- CPU ------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from twin.emulation import cgroups
-from twin.emulation.veth import CLONE_NEWNET, in_thread, libc_call
+from twin.emulation.netns import CLONE_NEWNET, in_thread, libc_call
 
 _CLONE_FS, _CLONE_NEWNS, _CLONE_NEWPID = 0x200, 0x20000, 0x20000000
 _CONTAINER_NAMESPACES = _CLONE_NEWNS | 0x02000000 | 0x04000000 | 0x08000000 | _CLONE_NEWPID | CLONE_NEWNET

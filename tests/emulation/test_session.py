@@ -116,9 +116,7 @@ def test_user_plane_knobs_and_refusals(tmp_path: Path) -> None:
     )
     topology = two_slices(bandwidth_bps=12e6, delay_s=0.004)
     with running(tmp_path, topology, *flows, probes=True) as net:
-        # A host that is busy with other things cannot give a whole limit; what must hold is that it is one.
-        busy = [p for p in net.session.probes if p.item.endswith("cpu_millicores") and p.measured < p.declared]
-        assert [probe for probe in net.session.probes if not probe.passed and probe not in busy] == []
+        assert [probe for probe in net.session.probes if not probe.passed] == []
         assert {probe.item for probe in net.session.probes} >= {"link s1-s2 bandwidth_bps", "link s1-s2 delay_s"}
         first = net.until(lambda o: throughput(o) > 5.5e6, "three phones at 2 Mbit/s")
         assert first.value("slice:embb", "attached_ues") == 3

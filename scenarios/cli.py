@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import sys
 import tempfile
 import traceback
@@ -81,7 +82,9 @@ class Listing(StrEnum):
 
 FormatOption = Annotated[Format, typer.Option("--format", help="a table to read or one JSON object")]
 RunsOption = Annotated[Path, typer.Option("--runs", help="folder of the runs")]
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="run id, its beginning or end, or last")]
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="run id, its beginning or end, last, or last~1 for the one before it")
+]
 
 
 class UserError(Exception):
@@ -132,7 +135,7 @@ def run(
     output: FormatOption = Format.TABLE,
 ) -> None:
     """Run a scenario and report what was measured."""
-    from scenarios.execution import BarProgress, execute, write_comparison
+    from scenarios.execution import BarProgress, execute, worst_exit_code, write_comparison
     from scenarios.registry import MissingPartError, emulation_missing
     from scenarios.runs import dumps, run_object
 
@@ -184,9 +187,7 @@ def run(
             print_run(row, summary_table(one.result.path))
         if others:
             print_delays(found, others[0])
-    if finished.exit_code == ExitCode.OK and any(one.result.status == "FAILED" for one in against):
-        raise typer.Exit(ExitCode.FAILED)
-    raise typer.Exit(finished.exit_code)
+    raise typer.Exit(worst_exit_code(ended))
 
 
 @app.command()
@@ -246,10 +247,9 @@ def list_(
     if output is Format.JSON:
         print(dumps({what.value: rows}))
     else:
-        from scenarios.tables import print_rows
+        from scenarios.tables import print_listing
 
-        columns = dict.fromkeys(key for row in rows for key in row)
-        print_rows(rows, columns, empty=f"no {what.value}" + (f" in {runs}" if what is Listing.RUNS else ""))
+        print_listing(what.value, rows, empty=f"no {what.value}" + (f" in {runs}" if what is Listing.RUNS else ""))
 
 
 @app.command()
@@ -296,17 +296,29 @@ def compare(
     first: RunArgument,
     second: RunArgument,
     runs: RunsOption = Path("runs"),
+    everything: Annotated[
+        bool, typer.Option("--all", help="UEs, links and controllers too, and what is the same in both")
+    ] = False,
+    entities: Annotated[
+        list[str] | None,
+        typer.Option("--entity", metavar="PREFIX", help="only these, e.g. slice:embb or ue:; repeatable"),
+    ] = None,
+    kpis: Annotated[list[str] | None, typer.Option("--kpi", metavar="NAME", help="only this KPI; repeatable")] = None,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE", help="also write a report of both, side by side")
     ] = None,
     output: FormatOption = Format.TABLE,
 ) -> None:
-    """Compare the means of two runs, KPI by KPI."""
+    """Compare two runs, KPI by KPI: means, and the last value of what counts since the start.
+
+    Shown is what differs of slices, nodes and the run; --all, --entity and --kpi choose otherwise.
+    """
     from scenarios.runs import compare as compare_runs
-    from scenarios.runs import dumps, find_run
+    from scenarios.runs import dumps, find_run, select
 
     one, other = find_run(runs, first), find_run(runs, second)
-    rows = compare_runs(one, other)
+    found = compare_runs(one, other)
+    rows = select(found, everything=everything, entities=entities or (), kpis=kpis or ())
     if report is not None:
         from twin.report.page import write_report
 
@@ -317,10 +329,10 @@ def compare(
     if output is Format.JSON:
         print(dumps({"first": one.name, "second": other.name, "kpis": rows}))
     else:
-        from scenarios.tables import print_rows
+        from scenarios.tables import print_comparison
 
-        columns = ("entity", "kpi", "unit", "first", "second", "difference", "ratio")
-        print_rows(rows, columns, title=f"{one.name} and {other.name}", empty="the runs have no KPI in common")
+        left_out = 0 if entities or kpis else len(found) - len(rows)
+        print_comparison(rows, one.name, other.name, left_out=left_out)
 
 
 @app.command()
@@ -357,7 +369,9 @@ def gc(
 
 @app.command()
 def destroy(
-    run_id: Annotated[str, typer.Argument(metavar="RUN", help="id of the run, also without its folder")],
+    run_id: Annotated[
+        str, typer.Argument(metavar="RUN", help="as for show, in ./runs; or the id of a run whose folder is gone")
+    ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be removed")] = False,
     output: FormatOption = Format.TABLE,
 ) -> None:
@@ -367,7 +381,7 @@ def destroy(
 
 @app.command("new-controller")
 def new_controller(
-    name: Annotated[str, typer.Argument(help="name, e.g. my_scaler")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="name, e.g. my_scaler")],
     folder: Annotated[Path, typer.Option("--dir", help="where the project folder is made")] = Path(),
     output: FormatOption = Format.TABLE,
 ) -> None:
@@ -379,7 +393,11 @@ def new_controller(
     if output is Format.JSON:
         print(dumps({"project": str(project), "controller": name}))
     else:
-        print(f"{project}\nnext: pip install -e {project} && twin run quickstart --fidelity flow --controller {name}")
+        # Without the virtual environment in PATH, its programs are named in full.
+        active = os.environ.get("VIRTUAL_ENV") == sys.prefix
+        programs = "" if active else shlex.quote(f"{Path(sys.executable).parent}/")
+        install = f"{programs}pip install --no-build-isolation -e {shlex.quote(str(project))}"
+        print(f"{project}\nnext: {install} && {programs}twin run quickstart --fidelity flow --controller {name}")
 
 
 @app.command()

@@ -42,6 +42,21 @@ class Finished:
         return ExitCode.OK if all(item.passed for item in self.assertions) else ExitCode.FAILED
 
 
+def worst_exit_code(ended: Sequence[Finished]) -> int:
+    """The exit code for several runs: a signal, else FAILED, INVALID, an assertion that does not hold, OK."""
+
+    def rank(one: Finished) -> int:
+        if one.result.signal_number is not None:
+            return 4
+        if one.result.status == "FAILED":
+            return 3
+        if one.result.status == "INVALID":
+            return 2
+        return int(one.exit_code != ExitCode.OK)
+
+    return max(ended, key=rank).exit_code
+
+
 class Progress:
     """Told how far a run is; this one says nothing."""
 

@@ -73,6 +73,7 @@ def kpis() -> Rows:
             "scopes": list(spec.scopes),
             "provenance": spec.provenance,
             "3gpp_name": spec.gpp_name,
+            "cumulative": spec.cumulative,
             "meaning": spec.meaning,
         }
         for spec in KPIS.values()

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from scenarios.errors import nearest
+from scenarios.errors import nearest, unknown
 from scenarios.registry import UnknownNameError
 from twin.kpis import KPIS
 from twin.store import MANIFEST, KpiReader, StoreError, read_manifest
 
 REPORT = "report.html"
 MODELLED = ("flow", "packet")
+_LAST = re.compile(r"last(?:~(\d{1,9}))?")
 
 
 def run_folders(runs: Path) -> list[Path]:
@@ -39,10 +43,15 @@ def _started(path: Path) -> str:
 
 
 def find_run(runs: Path, name: str) -> Path:
-    """The run that ``name`` means: ``last``, an id or its beginning, the end of one, or a path."""
+    """The run that ``name`` means: ``last``, ``last~1`` (the one before), an id, its beginning or end, or a path."""
     folders = run_folders(runs)
-    if name == "last" and folders:
-        return folders[-1]
+    if (match := _LAST.fullmatch(name)) and folders:
+        back = int(match[1] or 0)
+        if back >= len(folders):
+            raise UnknownNameError(
+                f"no run {name} in {runs}: there are {len(folders)}, last~{len(folders) - 1} is oldest"
+            )
+        return folders[-1 - back]
     if (Path(name) / MANIFEST).is_file():
         return Path(name)
     matches = [path for path in folders if path.name == name] or [
@@ -123,7 +132,10 @@ def _kpi(name: str, summary: dict[str, Any], fidelity: str) -> dict[str, Any]:
 
 
 def compare(one: Path, other: Path) -> list[dict[str, Any]]:
-    """Means of every KPI that both runs have, and their difference."""
+    """Every KPI that both runs have, with its statistics, and the difference of its means.
+
+    Of a KPI that counts since the start, the last values are set against each other (``statistic``).
+    """
     with KpiReader(one) as first, KpiReader(other) as second:
         left, right = first.summary(), second.summary()
     rows = []
@@ -131,19 +143,53 @@ def compare(one: Path, other: Path) -> list[dict[str, Any]]:
         for name, summary in summaries.items():
             if name not in right.get(entity, {}):
                 continue
-            mean = right[entity][name].mean
+            statistic = "last" if KPIS[name].cumulative else "mean"
+            before, after = getattr(summary, statistic), getattr(right[entity][name], statistic)
             rows.append(
                 {
                     "entity": entity,
                     "kpi": name,
                     "unit": KPIS[name].unit,
-                    "first": summary.mean,
-                    "second": mean,
-                    "difference": mean - summary.mean,
-                    "ratio": mean / summary.mean if summary.mean else None,
+                    "statistic": statistic,
+                    "first": before,
+                    "second": after,
+                    "difference": after - before,
+                    "ratio": after / before if before else None,
+                    "statistics": {"first": asdict(summary), "second": asdict(right[entity][name])},
                 }
             )
     return rows
+
+
+def select(
+    rows: Sequence[dict[str, Any]], *, everything: bool, entities: Sequence[str], kpis: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The rows of :func:`compare` that were asked for; UnknownNameError for a name that no row has.
+
+    Unasked, these are the ones that differ, of slices, nodes and the run. ``kpis`` by name are shown of
+    every entity but UEs, ``entities`` by the beginning of their names with every KPI.
+    """
+    for name in kpis:
+        if name not in KPIS:
+            raise UnknownNameError(f"--kpi: {unknown('KPI', name, KPIS)}")
+    known = dict.fromkeys(row["entity"] for row in rows)
+    for prefix in entities:
+        if not any(entity.startswith(prefix) for entity in known):
+            shown = ", ".join(entity for entity in known if not entity.startswith("ue:"))
+            raise UnknownNameError(f"--entity: nothing begins with {prefix}{nearest(prefix, known)}; known: {shown}")
+    asked = everything or bool(entities) or bool(kpis)
+    scopes = ("slice", "node", "run", "link", "controller") if kpis else ("slice", "node", "run")
+    return [
+        row
+        for row in rows
+        if (not kpis or row["kpi"] in kpis)
+        and (
+            row["entity"].startswith(tuple(entities))
+            if entities
+            else everything or row["entity"].partition(":")[0] in scopes
+        )
+        and (asked or not math.isclose(row["first"], row["second"], rel_tol=1e-9, abs_tol=1e-9))
+    ]
 
 
 def _mapping(value: object) -> dict[str, Any]:

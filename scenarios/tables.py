@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -18,21 +18,81 @@ def console() -> Console:
     return found if found.is_terminal else Console(highlight=False, width=max(_MIN_WIDTH, found.width))
 
 
-def print_rows(rows: Sequence[Mapping[str, Any]], columns: Iterable[str], *, title: str = "", empty: str = "") -> None:
-    """A table with one row per mapping."""
+def print_rows(
+    rows: Sequence[Mapping[str, Any]],
+    columns: Iterable[str],
+    *,
+    title: str = "",
+    empty: str = "",
+    whole: Container[str] | None = None,
+    cut: Container[str] = (),
+) -> None:
+    """A table with one row per mapping.
+
+    Columns in ``whole`` (without it the first) are never broken into lines: names that the reader looks for and types.
+    Those in ``cut`` end in an ellipsis where a terminal is too narrow for them.
+    """
+    out = console()
     if not rows:
-        console().print(empty or "nothing", markup=False)
+        out.print(empty or "nothing", markup=False)
         return
     table = Table(title=title or None, title_justify="left")
     names = list(columns)
     for name in names:
         number = all(isinstance(row.get(name), int | float) for row in rows)
-        # The first column is the name that the reader looks for and types: never broken into lines.
-        first = name == names[0]
-        table.add_column(name.replace("_", " "), justify="right" if number else "left", overflow="fold", no_wrap=first)
+        kept = name == names[0] if whole is None else name in whole
+        table.add_column(
+            name.replace("_", " "),
+            justify="right" if number else "left",
+            overflow="ellipsis" if kept else "fold",
+            no_wrap=kept,
+        )
     for row in rows:
-        table.add_row(*(Text(cell(row.get(name))) for name in names))
-    console().print(table)
+        table.add_row(
+            *(
+                Text(cell(row.get(name)), no_wrap=True, overflow="ellipsis")
+                if name in cut and out.is_terminal
+                else Text(cell(row.get(name)))
+                for name in names
+            )
+        )
+    out.print(table)
+
+
+# What of a listing is a table: what a line of 80 columns has room for; --format json has the rest.
+_LISTED = {
+    "runs": ("run_id", "status", "fidelity", "seed", "reason"),
+    "kpis": ("name", "unit", "scopes", "meaning"),
+    "scenarios": ("name", "description"),
+}
+
+
+def print_listing(what: str, rows: Sequence[Mapping[str, Any]], *, empty: str) -> None:
+    """What ``twin list`` shows."""
+    columns = _LISTED.get(what) or tuple(dict.fromkeys(key for row in rows for key in row))
+    if what == "runs" and not any(row.get("reason") for row in rows):
+        columns = columns[:-1]
+    print_rows(
+        rows, columns, empty=empty, whole=("run_id", "name", "status", "fidelity", "seed", "unit"), cut=("reason",)
+    )
+
+
+def print_comparison(rows: Sequence[Mapping[str, Any]], first: str, second: str, *, left_out: int) -> None:
+    """Two runs, KPI by KPI, within 100 columns, and how much of the comparison is not shown."""
+    shown = [
+        {
+            **row,
+            "change": "-" if row["ratio"] is None else f"{100 * (row['ratio'] - 1):+.1f} %",
+        }
+        for row in rows
+    ]
+    columns = ("entity", "kpi", "first", "second", "change")
+    empty = "no difference to show" if left_out else "the runs have nothing of that in common"
+    print_rows(shown, columns, title=f"first: {first}\nsecond: {second}", empty=empty, whole=columns[1:])
+    if ends := dict.fromkeys(row["kpi"] for row in rows if row["statistic"] == "last"):
+        console().print(f"means over the run; {', '.join(ends)}: at its end", markup=False)
+    if left_out:
+        console().print(f"{left_out} more rows with --all, or chosen with --entity and --kpi", markup=False)
 
 
 def cell(value: object) -> str:

@@ -282,7 +282,7 @@ def kpis_page() -> str:
         "KPIs",
         "What a run records, every interval (`twin list kpis`). Provenance is that of an emulation run; the flow "
         "fidelity reports the same names as modelled, unless they are derived in both. 3GPP names are those of "
-        "TS 28.552 and TS 28.554.",
+        "TS 28.552 and TS 28.554. What is counted *since the start* is judged by its last value, the rest by the mean.",
         table(("KPI", "unit", "scope", "provenance", "3GPP name", "meaning"), rows),
     )
 

@@ -17,7 +17,10 @@ SCOPES = ("run", "slice", "ue", "node", "link", "controller")
 
 @dataclass(frozen=True, slots=True)
 class KpiSpec:
-    """Name, unit (SI), scopes that carry it, provenance, 3GPP name, and what it means."""
+    """Name, unit (SI), scopes that carry it, provenance, 3GPP name, and what it means.
+
+    ``cumulative``: each sample is of the time since the start, so that the last one, not the mean, is the result.
+    """
 
     name: str
     unit: str
@@ -25,10 +28,20 @@ class KpiSpec:
     provenance: Provenance
     gpp_name: str
     meaning: str
+    cumulative: bool = False
 
 
-def _spec(name: str, unit: str, scopes: str, provenance: Provenance, gpp_name: str, meaning: str) -> KpiSpec:
-    return KpiSpec(name, unit, tuple(scopes.split()), provenance, gpp_name, meaning)
+def _spec(
+    name: str,
+    unit: str,
+    scopes: str,
+    provenance: Provenance,
+    gpp_name: str,
+    meaning: str,
+    *,
+    cumulative: bool = False,
+) -> KpiSpec:
+    return KpiSpec(name, unit, tuple(scopes.split()), provenance, gpp_name, meaning, cumulative)
 
 
 KPIS: dict[str, KpiSpec] = {
@@ -211,6 +224,7 @@ KPIS: dict[str, KpiSpec] = {
             "derived",
             "",
             "beta since the start: active UEs in intervals with q <= q_thresh, divided by all (MicroOpt equation 1)",
+            cumulative=True,
         ),
         _spec(
             "sla_violation_s",
@@ -219,6 +233,7 @@ KPIS: dict[str, KpiSpec] = {
             "derived",
             "",
             "time since the start in which a promise of the SLA was broken",
+            cumulative=True,
         ),
         # the run itself
         _spec("decision_time_s", "s", "controller", "measured", "", "time that the last decision took"),
@@ -230,7 +245,7 @@ KPIS: dict[str, KpiSpec] = {
             "",
             "from the controller's decision to the change being in force",
         ),
-        _spec("refused_actions", "1", "controller", "measured", "", "actions refused since the start"),
+        _spec("refused_actions", "1", "controller", "measured", "", "actions refused since the start", cumulative=True),
         _spec(
             "faults",
             "1",
@@ -238,6 +253,7 @@ KPIS: dict[str, KpiSpec] = {
             "measured",
             "",
             "decisions that raised, hung or returned nonsense since the start",
+            cumulative=True,
         ),
         _spec("clock_lag_s", "s", "run", "measured", "", "how late the interval ended, against the run clock"),
         _spec("host_cpu_ratio", "1", "run", "measured", "", "share of all host CPUs that was busy"),

@@ -4,13 +4,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from scenarios.assertions import AssertionResult
 from scenarios.cli import main
+from scenarios.engine import RunResult
+from scenarios.execution import Finished, execute, worst_exit_code
 from scenarios.exit_codes import ExitCode
 from tests.scenarios.scenario_text import SMALL
+from twin.kpis import KPIS
 
 ROOT = Path(__file__).resolve().parents[2]
 TWIN = [sys.executable, "-m", "scenarios.cli"]
@@ -134,6 +140,7 @@ def test_show_list_export_and_compare_work_on_what_run_wrote(
         (["run", "quickstart", "--pcap", "s9:eth1"], 2, "--pcap s9:eth1: no node named s9"),
         (["run", "quickstart", "--pcap", "s1"], 2, "--pcap s1: allowed NODE:IFACE"),
         (["show", "nothing"], 2, "no run nothing in runs"),
+        (["show", "last~1"], 2, "no run last~1 in runs"),
         (["show", ""], 2, "no run  in runs"),
         (["export", "nothing", "--parquet", "x"], 2, "no run nothing in runs"),
         (["list", "knob"], 2, "'knob' is not one of"),
@@ -332,3 +339,127 @@ def test_slicing_both_runs_twice_and_shows_both(capsys: pytest.CaptureFixture[st
     page = Path(found["report"]).read_text()
     assert found["run_id"] in page and found["against"]["run_id"] in page
     assert "One-way downlink delay under load" in twin(capsys, "run", "quickstart", *short)[1]
+
+
+def test_slicing_both_exits_with_the_worse_of_both(
+    capsys: pytest.CaptureFixture[str], small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(one: Finished, status: str) -> Finished:
+        return replace(one, result=replace(one.result, status=status, reason="the host was too slow"))
+
+    def second(*arguments: object, **words: object) -> Finished:
+        done = execute(*arguments, **words)
+        statuses.append(done.result.status)
+        return done if len(statuses) == 1 else ended(done, "INVALID")
+
+    statuses: list[str] = []
+    monkeypatch.setattr("scenarios.execution.execute", second)
+    arguments = ("run", small, "--fidelity", "flow", "--slicing", "both", "--out", str(tmp_path / "runs"))
+    assert twin(capsys, *arguments, "--format", "json")[0] == ExitCode.INVALID
+    assert statuses == ["VALID", "VALID"]
+
+    result = RunResult("x", tmp_path, "VALID")
+    kept, broken = (
+        AssertionResult(text="x", passed=passed, measured=1.0, allowed=">= 1", samples=1) for passed in (True, False)
+    )
+    worse = [
+        Finished(result, (kept,)),
+        Finished(result, (kept, broken)),
+        Finished(replace(result, status="INVALID"), ()),
+        Finished(replace(result, status="FAILED"), ()),
+        Finished(replace(result, status="FAILED", signal_number=signal.SIGINT), ()),
+    ]
+    codes = [ExitCode.OK, ExitCode.FAILED, ExitCode.INVALID, ExitCode.FAILED, ExitCode.SIGINT]
+    for rank, (one, code) in enumerate(zip(worse, codes, strict=True)):
+        for other in worse[: rank + 1]:
+            assert worst_exit_code([one, other]) == worst_exit_code([other, one]) == code
+
+
+def test_compare_shows_what_differs_and_more_when_asked(
+    capsys: pytest.CaptureFixture[str], small: str, tmp_path: Path
+) -> None:
+    where = ("--runs", str(tmp_path))
+    first = run_small(capsys, small, tmp_path)
+    run_small(capsys, small, tmp_path, "--set", "traffic.0.rate=0.5Mbps", "--set", "slices.embb.sla.q_thresh=0.9Mbps")
+
+    def rows(*more: str) -> list[dict]:
+        code, out, err = twin(capsys, "compare", "last~1", "last", *where, "--format", "json", *more)
+        assert (code, err) == (0, "")
+        return json.loads(out)["kpis"]
+
+    everything, shown = rows("--all"), rows()
+    assert {row["entity"].partition(":")[0] for row in everything} >= {"slice", "node", "link", "ue"}
+    assert 0 < len(shown) < len(everything) / 2
+    assert {row["entity"].partition(":")[0] for row in shown} <= {"slice", "node", "run"}
+    assert all(row["difference"] for row in shown)
+    ues = rows("--entity", "ue:", "--kpi", "throughput_dl_bps")
+    assert ues and {(row["entity"][:3], row["kpi"]) for row in ues} == {("ue:", "throughput_dl_bps")}
+    two = rows("--kpi", "link_up", "--kpi", "throughput_dl_bps")
+    assert {row["kpi"] for row in two} == {"link_up", "throughput_dl_bps"}
+    assert not any(row["entity"].startswith("ue:") for row in two)
+    for row in everything:
+        statistic = "last" if KPIS[row["kpi"]].cumulative else "mean"
+        assert row["statistic"] == statistic
+        assert row["first"] == row["statistics"]["first"][statistic]
+        assert row["second"] == row["statistics"]["second"][statistic]
+        if row["entity"] in first["kpis"]:
+            assert row["statistics"]["first"]["p95"] == first["kpis"][row["entity"]][row["kpi"]]["p95"]
+
+    code, out, err = twin(capsys, "compare", "last~1", "last", *where, "--all")
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 100
+    for row in everything:
+        assert any(row["entity"] in line and f" {row['kpi']} " in line for line in out.splitlines())
+    assert "means over the run; qos_degradation_ratio, sla_violation_s, " in out
+    assert "more rows with --all" in twin(capsys, "compare", "last~1", "last", *where)[1]
+    for more, message in (
+        (("--kpi", "throughput_dl"), "--kpi: no KPI named throughput_dl (did you mean throughput_dl_bps?)"),
+        (("--entity", "slise:"), "--entity: nothing begins with slise:"),
+    ):
+        code, out, err = twin(capsys, "compare", "last~1", "last", *where, *more)
+        assert (code, out) == (ExitCode.USAGE, "")
+        assert err.startswith(message) and len(err.splitlines()) == 1
+    code, out, err = twin(capsys, "show", "last~2", *where)
+    assert (code, out) == (ExitCode.USAGE, "")
+    assert "there are 2" in err
+
+
+def test_what_counts_since_the_start_is_marked() -> None:
+    assert {spec.name for spec in KPIS.values() if spec.cumulative} == {
+        spec.name for spec in KPIS.values() if "since the start" in spec.meaning
+    }
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_names_stay_whole_on_a_narrow_terminal(
+    columns: int, capsys: pytest.CaptureFixture[str], small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = run_small(capsys, small, tmp_path)
+    manifest = Path(found["path"]) / "manifest.json"
+    reason = "the host did not deliver what the scenario declares: link s1-s2"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "status": "INVALID", "reason": reason}))
+    monkeypatch.setattr(
+        "scenarios.tables.console", lambda: Console(width=columns, force_terminal=True, color_system=None)
+    )
+    out = twin(capsys, "list", "runs", "--runs", str(tmp_path))[1]
+    (line,) = [line for line in out.splitlines() if found["run_id"] in line]
+    assert [word for word in ("INVALID", "flow", "the h") if word in line] == ["INVALID", "flow", "the h"]
+    assert len(line) <= columns and line.rstrip(" │").endswith("…")
+    assert len(out.splitlines()) == 5
+    out = twin(capsys, "list", "kpis")[1]
+    for name, spec in KPIS.items():
+        assert any(f"│ {name} " in line and f" {spec.unit} " in line for line in out.splitlines())
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_the_command_for_a_new_controller_needs_no_network(
+    active: bool, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIRTUAL_ENV", sys.prefix if active else "/elsewhere")
+    code, out, _ = twin(capsys, "new-controller", "my_scaler", "--dir", str(tmp_path / "a folder"))
+    assert code == 0
+    folder = "" if active else f"{Path(sys.executable).parent}/"
+    project = f"'{tmp_path}/a folder/my_scaler'"
+    assert out.splitlines()[1].startswith(
+        f"next: {folder}pip install --no-build-isolation -e {project} && {folder}twin"
+    )

@@ -96,6 +96,10 @@ def test_a_report_opens_offline_and_shows_everything(make_run: Callable[..., Pat
         ".filter(e => /^xaxis/.test(e[0])).map(e => e[1].range)"
     )
     assert axes == [[0, 60]] * len(PANELS)
+    # And each says the time below it.
+    for number in range(1, len(PANELS) + 1):
+        ticks = page.locator(f".plot .x{number if number > 1 else ''}tick text").all_text_contents()
+        assert ticks[0] == "0 s" and ticks[-1] == "60 s"
     marks = page.evaluate(
         "document.querySelector('.plot').data.filter(t => t.mode == 'markers' && t.name).map(t => [t.name, t.x.length])"
     )
@@ -150,6 +154,23 @@ def test_the_page_holds_no_address_to_load_from(make_run: Callable[..., Path]) -
     assert not re.search(r"<(?:script|link|img)[^>]+(?:src|href)=[\"'](?!data:)", text.split("<script>")[0])
     assert "&lt;/script&gt;" in text  # the description cannot break out of its place
     assert len(text) < 8e6
+
+
+def test_labels_of_links_lie_on_plates_of_their_own(make_run: Callable[..., Path], show: Callable[..., Page]) -> None:
+    page = show(write_report(make_run()))
+    edges = "a => a.map(e => {const b = e.getBBox(); return [b.x, b.y, b.x + b.width, b.y + b.height]})"
+    boxes, nodes, labels = (
+        page.locator(f"svg.topology .{kind}").evaluate_all(edges) for kind in ("plate", "node", "label")
+    )
+    assert len(boxes) >= 3
+
+    def apart(one: list[float], other: list[float]) -> bool:
+        return one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+
+    for n, box in enumerate(boxes):
+        assert all(apart(box, other) for other in [*boxes[:n], *nodes])
+    for label in labels:
+        assert any(b[0] <= label[0] and label[2] <= b[2] and b[1] <= label[1] and label[3] <= b[3] for b in boxes)
 
 
 def test_a_run_that_never_started_has_a_report(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from twin.report.drawing import PALETTE, slice_colours
 from twin.report.view import MAX_POINTS, RunView, in_force
 
-_PANEL_PX, _GAP_PX, _TOP_PX, _BOTTOM_PX = 150, 46, 34, 44
+_PANEL_PX, _GAP_PX, _TOP_PX, _BOTTOM_PX = 150, 56, 34, 44
 _STYLES = {"dl": "solid", "ul": "dot", "limit": "dash"}
 
 
@@ -132,10 +132,11 @@ def _figure(
             "gridcolor": "#eef1f4",
             "linecolor": "#c3ccd5",
             "zeroline": False,
-            "showticklabels": last,
-            "ticks": "outside" if last else "",
+            "ticks": "",
+            "ticksuffix": " s",
+            "tickfont": {"size": 11, "color": "#52606d"},
             **({} if number == 1 else {"matches": "x"}),
-            **({"title": {"text": "time since the start of the run, s"}} if last else {}),
+            **({"title": {"text": "time since the start of the run"}} if last else {}),
         }
         layout[f"yaxis{suffix}"] = {"anchor": f"x{suffix}", "domain": domain, "gridcolor": "#eef1f4", "zeroline": False}
         is_actions = bool(sources) and number == 1

@@ -9,6 +9,7 @@ from typing import Any
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#4D4D4D")
 _KINDS = {"ue": "UE", "gnb": "gNB", "upf": "UPF", "switch": "switch"}
 _WIDTH, _HEIGHT, _COLUMN, _ROW, _MARGIN = 132, 50, 236, 92, 16
+_LETTER, _LINE = 6.2, 13
 
 
 def slice_colours(topology: dict[str, Any]) -> dict[str, str]:
@@ -32,7 +33,7 @@ def topology_svg(topology: dict[str, Any]) -> str:
         f'max-width:{width * 1.15:.0f}px" role="img" aria-label="the network of this run">'
     ]
     labels: list[str] = []
-    taken: list[tuple[float, float]] = []
+    taken: list[tuple[float, float, float, float]] = []
     for link in topology["links"]:
         line, label = _link(link, at, taken)
         parts.append(line)
@@ -76,10 +77,18 @@ def _layout(topology: dict[str, Any]) -> dict[str, tuple[float, float]]:
 
 
 def _link(
-    link: dict[str, Any], at: dict[str, tuple[float, float]], taken: list[tuple[float, float]]
+    link: dict[str, Any], at: dict[str, tuple[float, float]], taken: list[tuple[float, float, float, float]]
 ) -> tuple[str, str]:
+    """The curve of a link and its label, moved down from the labels in ``taken`` (x, y, width, height)."""
     (ax, ay), (bx, by) = at[link["a"]], at[link["b"]]
-    if ax == bx:  # same column: bow to the right
+    words = _words(link)
+    width = max((len(word) for word in words), default=0) * _LETTER + 8
+    height = len(words) * _LINE + 4
+    if ax == bx and abs(ay - by) <= _ROW:  # neighbours in a column: straight, the label between their boxes
+        x = ax + _WIDTH / 2
+        path = f"M{x},{min(ay, by) + _HEIGHT} L{x},{max(ay, by)}"
+        middle = (x + width / 2 + 4, (ay + by + _HEIGHT) / 2)
+    elif ax == bx:  # past others in the same column: bow to the right
         x, y1, y2 = ax + _WIDTH, ay + _HEIGHT / 2, by + _HEIGHT / 2
         path = f"M{x},{y1} C{x + 46},{y1} {x + 46},{y2} {x},{y2}"
         middle = (x + 36, (y1 + y2) / 2)
@@ -90,26 +99,34 @@ def _link(
         bend = (x2 - x1) / 2
         path = f"M{x1},{y1} C{x1 + bend},{y1} {x2 - bend},{y2} {x2},{y2}"
         middle = ((x1 + x2) / 2, (y1 + y2) / 2)
+    title = html.escape(f"{link['a']}-{link['b']}: {', '.join(words) or 'not limited'}")
+    curve = f'<path d="{path}" class="link"><title>{title}</title></path>'
+    if not words:
+        return curve, ""
     x, y = middle
-    while any(abs(x - other_x) < 90 and abs(y - other_y) < 24 for other_x, other_y in taken):
-        y += 12
-    taken.append((x, y))
-    words = []
-    if link["bandwidth_bps"] is not None:
-        words.append(f"{link['bandwidth_bps'] / 1e6:g} Mbit/s")
-    trouble = []
-    if link["delay_s"]:
-        jitter = f" ± {link['jitter_s'] * 1e3:g}" if link["jitter_s"] else ""
-        trouble.append(f"{link['delay_s'] * 1e3:g}{jitter} ms")
-    if link["loss_ratio"]:
-        trouble.append(f"{link['loss_ratio'] * 100:g} % loss")
-    words.extend([", ".join(trouble)] if trouble else [])
+    while any(abs(x - tx) < (width + tw) / 2 and abs(y - ty) < (height + th) / 2 for tx, ty, tw, th in taken):
+        y += 6
+    taken.append((x, y, width, height))
     lines = "".join(
-        f'<text x="{x:.0f}" y="{y + (n - (len(words) - 1) / 2) * 13 + 4:.0f}" class="label">{word}</text>'
+        f'<text x="{x:.0f}" y="{y + (n - (len(words) - 1) / 2) * _LINE + 4:.0f}" class="label">{word}</text>'
         for n, word in enumerate(words)
     )
-    title = html.escape(f"{link['a']}-{link['b']}: {', '.join(words) or 'not limited'}")
-    return f'<path d="{path}" class="link"><title>{title}</title></path>', lines
+    box = (
+        f'<rect x="{x - width / 2:.0f}" y="{y - height / 2:.0f}" width="{width:.0f}" height="{height:.0f}" '
+        'rx="4" class="plate"/>'
+    )
+    return curve, box + lines
+
+
+def _words(link: dict[str, Any]) -> list[str]:
+    """What is declared of a link, line by line: rate, delay with jitter, loss."""
+    words = [] if link["bandwidth_bps"] is None else [f"{link['bandwidth_bps'] / 1e6:g} Mbit/s"]
+    if link["delay_s"]:
+        jitter = f" ± {link['jitter_s'] * 1e3:g}" if link["jitter_s"] else ""
+        words.append(f"{link['delay_s'] * 1e3:g}{jitter} ms")
+    if link["loss_ratio"]:
+        words.append(f"{link['loss_ratio'] * 100:g} % loss")
+    return words
 
 
 def _node(node: dict[str, Any], at: tuple[float, float], colours: dict[str, str]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from playwright.sync_api import Page, sync_playwright
 
 HERE = Path(__file__).parent
-CHARTS_PX = 635  # actions, throughput and one-way delay of two runs side by side
+CHARTS_PX = 662  # actions, throughput and one-way delay of two runs side by side
 
 
 def pictures(page: Page) -> None:

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+# Before anything imports it, so that its asserts explain themselves.
+pytest.register_assert_rewrite("tests.conformance")
+
 
 @pytest.fixture(scope="session")
 def emulation_host() -> None:

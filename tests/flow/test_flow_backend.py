@@ -16,17 +16,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-pytest.register_assert_rewrite("tests.conformance")
-
-from tests.conformance import BackendConformance, load, network  # noqa: E402
-from topologies.model import App, Gnb, Link, Slice, Switch, Topology, Ue, Upf  # noqa: E402
-from twin.backend import Backend, BackendError  # noqa: E402
-from twin.flow import FlowBackend, FlowSession  # noqa: E402
-from twin.flow import constants as c  # noqa: E402
-from twin.knobs import KNOBS  # noqa: E402
-from twin.load import Activity, Flow, Load  # noqa: E402
-from twin.ran import nr  # noqa: E402
-from twin.types import Action, Observation  # noqa: E402
+from tests.conformance import BackendConformance, load, network
+from topologies.model import App, Gnb, Link, Slice, Switch, Topology, Ue, Upf
+from twin.backend import Backend, BackendError
+from twin.flow import FlowBackend, FlowSession
+from twin.flow import constants as c
+from twin.knobs import KNOBS
+from twin.load import Activity, Flow, Load
+from twin.ran import nr
+from twin.types import Action, Observation
 
 
 class TestFlowConforms(BackendConformance):

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scenarios import iab_cli
 from scenarios.exit_codes import ExitCode
+from scenarios.options import Format, FormatOption
 
 if TYPE_CHECKING:
     from scenarios.model import Scenario
@@ -37,13 +39,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class Format(StrEnum):
-    """How results are printed."""
-
-    TABLE = "table"
-    JSON = "json"
+app.add_typer(iab_cli.app)
 
 
 class Fidelity(StrEnum):
@@ -80,7 +76,6 @@ class Listing(StrEnum):
     PROFILES = "profiles"
 
 
-FormatOption = Annotated[Format, typer.Option("--format", help="a table to read or one JSON object")]
 RunsOption = Annotated[Path, typer.Option("--runs", help="folder of the runs")]
 RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="run id, its beginning or end, last, or last~1 for the one before it")
@@ -486,12 +481,14 @@ def _say(text: str) -> None:
 
 def _user_errors() -> tuple[type[Exception], ...]:
     """Errors whose message is meant for the user; imported late, when one has been raised."""
+    from controllers.iab.problem import SolveError
     from scenarios.errors import ScenarioFileError
     from scenarios.plugin import PluginError
     from scenarios.registry import UnknownNameError
+    from topologies.iab import IabError
     from twin.store import StoreError
 
-    return ScenarioFileError, UnknownNameError, PluginError, StoreError
+    return ScenarioFileError, UnknownNameError, PluginError, StoreError, IabError, SolveError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -536,11 +533,8 @@ def _explain(error: Exception, debug: bool) -> int:
         if match := re.fullmatch(r"No such command '(.*)'\.?", text):
             from scenarios.errors import unknown
 
-            text = unknown(
-                "command",
-                match[1],
-                [str(info.name or getattr(info.callback, "__name__", "")) for info in app.registered_commands],
-            )
+            group: Any = context.command if context else typer.main.get_command(app)
+            text = unknown("command", match[1], list(group.commands))
         _say(f"twin: {text.replace('Value error, ', '')}{hint}")
         return ExitCode.USAGE
     if isinstance(error, _ClickException):

@@ -299,8 +299,17 @@ def _metavar(hint: Any) -> str:
     for kind in kinds:
         if issubclass(kind, Enum):
             return "|".join(str(member.value) for member in kind)
-    names = {str: "TEXT", int: "NUMBER", Path: "DIR"}
+    names = {str: "TEXT", int: "NUMBER", float: "NUMBER", Path: "DIR"}
     return next((names[kind] for kind in kinds if kind in names), "")
+
+
+def _commands(group: Any, before: str = "") -> list[tuple[str, Any]]:
+    """Commands with their full names, those of groups in place of the group."""
+    found = []
+    for name, command in group.commands.items():
+        full = f"{before}{name}"
+        found += _commands(command, f"{full} ") if hasattr(command, "commands") else [(full, command)]
+    return found
 
 
 def cli_page() -> str:
@@ -310,7 +319,7 @@ def cli_page() -> str:
         "Results go to stdout, as a table or (`--format json`) as exactly one JSON object; progress and errors go to "
         "stderr. Errors are one line; `twin --debug COMMAND` shows the traceback. See also [exit codes](exit-codes.md)."
     ]
-    for name, command in root.commands.items():
+    for name, command in _commands(root):
         rows = []
         arguments = []
         hints = get_type_hints(command.callback)

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from controllers.iab.brute_force import brute_force
+from controllers.iab.local_search import climb, local_search
+from controllers.iab.optimal import optimal
+from controllers.iab.problem import PathProblem, SolveError
+from controllers.iab.registry import SOLVERS
+from controllers.iab.relaxation import lp_relaxation, mixed_integer
+from controllers.iab.subset_sum import subset_sum
+from topologies.iab import IabFlow, IabLink, IabNetwork, IabNode, IabPath, generate
+
+
+def stream() -> np.random.Generator:
+    return np.random.default_rng(7)
+
+
+def value(problem: PathProblem, allocation: np.ndarray) -> float:
+    return float(problem.objective(allocation[None])[0])
+
+
+def two_ways(demands_bps: list[float], wide_bps: float, narrow_bps: float) -> IabNetwork:
+    """Flows of one node each, all over one relay; mmWave is ``wide_bps``, Sub-6 ``narrow_bps`` into the donor."""
+    sources = [IabNode(f"n{number}") for number in range(len(demands_bps))]
+    links = [IabLink("r", "d", "mmwave", wide_bps), IabLink("r", "d", "sub6", narrow_bps)]
+    links += [IabLink(node.id, "r", band, 1e12) for node in sources for band in ("mmwave", "sub6")]
+    flows = [
+        IabFlow(
+            f"f{node.id}", node.id, demand, tuple(IabPath(band, (node.id, "r", "d")) for band in ("sub6", "mmwave"))
+        )
+        for node, demand in zip(sources, demands_bps, strict=True)
+    ]
+    return IabNetwork((IabNode("d", donor=True), IabNode("r"), *sources), tuple(links), tuple(flows))
+
+
+@pytest.mark.parametrize("gamma", [-1.0, -0.3, 0.0, 1.0])
+def test_brute_force_is_the_best_of_all_one_by_one(gamma: float) -> None:
+    problem = PathProblem(generate(8, k_paths=2, seed=3), gamma)
+    every = np.array(list(itertools.product(*(range(count) for count in problem.model.path_counts))))
+    decision = brute_force(problem, stream())
+    assert decision.steps == len(every)
+    assert value(problem, decision.allocation) == max(value(problem, one) for one in every)
+
+
+def test_brute_force_refuses_what_it_cannot_finish() -> None:
+    with pytest.raises(SolveError, match=r"brute_force: at most 16777216 allocations can be tried, .* 57 flows"):
+        brute_force(PathProblem(generate(60, seed=1)), stream())
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("gamma", [-1.0, 0.0, 1.0])
+def test_local_search_is_near_brute_force_at_20_nodes(seed: int, gamma: float) -> None:
+    problem = PathProblem(generate(20, k_paths=1, seed=seed), gamma)
+    exact = value(problem, brute_force(problem, stream()).allocation)
+    assert exact * 0.995 <= value(problem, local_search(problem, stream()).allocation) <= exact
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bounds_hold_and_are_near_at_60_nodes(seed: int) -> None:
+    problem = PathProblem(generate(60, k_paths=3, seed=seed))
+    weak = lp_relaxation(problem).efficiency_bound
+    decision = local_search(problem, stream())
+    reached = value(problem, decision.allocation) / 2
+    assert decision.efficiency_bound == weak
+    assert 0.98 * weak <= reached <= weak + 1e-9
+
+
+def test_optimal_is_optimal_and_its_bound_is_above_every_allocation() -> None:
+    for seed in range(4):
+        problem = PathProblem(generate(12, k_paths=1, seed=seed))
+        exact = value(problem, brute_force(problem, stream()).allocation) / 2
+        decision = optimal(problem, stream())
+        assert decision.efficiency_bound is not None
+        assert decision.efficiency_bound >= exact - 1e-9
+        assert lp_relaxation(problem).efficiency_bound >= decision.efficiency_bound - 1e-6
+        assert value(problem, decision.allocation) / 2 >= exact * (1 - 1e-3)
+
+
+def test_optimal_is_for_efficiency_only() -> None:
+    with pytest.raises(SolveError, match=r"optimal: gamma must be 1 .* got 0.5"):
+        optimal(PathProblem(generate(10), 0.5), stream())
+
+
+def test_the_program_packs_what_greed_does_not() -> None:
+    # 5 into the narrow link and 6 + 4 into the wide one is full; greed puts 6 and 5 together.
+    problem = PathProblem(two_ways([6.0, 5.0, 4.0], wide_bps=10.0, narrow_bps=5.0))
+    found = mixed_integer(problem, time_limit_s=10, gap=1e-6)
+    assert found.efficiency_bound == pytest.approx(1.0)
+    assert found.allocation().tolist() == [1, 0, 1]
+    assert value(problem, local_search(problem, stream()).allocation) == pytest.approx(2.0)
+
+
+def test_subset_sum_takes_large_flows_first() -> None:
+    problem = PathProblem(two_ways([2.0, 7.0], wide_bps=7.0, narrow_bps=2.0))
+    assert subset_sum(problem, stream()).allocation.tolist() == [0, 1]
+    assert subset_sum(problem, stream()).steps == 4
+
+
+@pytest.mark.parametrize("name", ["subset_sum", "random", "local_search", "best"])
+@pytest.mark.parametrize("gamma", [-1.0, 0.5])
+def test_every_controller_gives_valid_paths_and_is_repeatable(name: str, gamma: float) -> None:
+    problem = PathProblem(generate(30, k_paths=3, seed=2, broken=3), gamma)
+    decision = SOLVERS[name](problem, stream())
+    assert (decision.allocation >= 0).all() and (decision.allocation < problem.model.path_counts).all()
+    assert decision.allocation.tolist() == SOLVERS[name](problem, stream()).allocation.tolist()
+
+
+def test_controllers_are_in_the_order_of_the_paper() -> None:
+    means = {}
+    for gamma in (1.0, -1.0):
+        for name in ("random", "subset_sum", "local_search"):
+            problems = [PathProblem(generate(40, seed=seed), gamma) for seed in range(6)]
+            means[name] = np.mean([value(p, SOLVERS[name](p, stream()).allocation) for p in problems])
+        assert means["random"] < means["subset_sum"] < means["local_search"]
+
+
+def test_climbing_never_goes_below_its_start() -> None:
+    problem = PathProblem(generate(25, seed=9), 0.0)
+    for start in problem.random(5, stream()):
+        found, steps = climb(problem, start, stream(), evaluations=300, goal=2.0)
+        assert value(problem, found) >= value(problem, start)
+        assert steps >= 300
+
+
+def test_networks_without_a_choice_or_without_load() -> None:
+    single = PathProblem(two_ways([3.0], wide_bps=10.0, narrow_bps=10.0))
+    idle = PathProblem(two_ways([0.0, 0.0], wide_bps=10.0, narrow_bps=10.0))
+    for problem in (single, idle):
+        for name in SOLVERS:
+            assert value(problem, SOLVERS[name](problem, stream()).allocation) == pytest.approx(2.0)
+
+
+def test_problems_out_of_range() -> None:
+    with pytest.raises(SolveError, match=r"gamma: must be in -1\.\.1, got nan"):
+        PathProblem(generate(10), float("nan"))
+    with pytest.raises(SolveError, match="flows: the network has none"):
+        PathProblem(IabNetwork((IabNode("d", donor=True),), ()))

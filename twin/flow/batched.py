@@ -39,7 +39,7 @@ _HUGE = 1e30
 _MOST_BPS = 1e24
 # Numbers per array of a chunk: what is worked on at once fits the second-level cache of a core, or
 # a few GB of a GPU.
-_CPU_CHUNK = 1 << 16
+_CPU_CHUNK = 1 << 15
 _DEVICE_CHUNK = 1 << 26
 # Repacking the allocations that go on costs about half a round.
 _REPACK_BELOW = 0.6
@@ -218,16 +218,17 @@ class _Tables:
         hops = [max(map(len, choices)) for choices in short]
         # Flows with many hops first: those with at least h hops are then the first ones.
         self.order = np.argsort([-count for count in hops], kind="stable")
-        self.hops = [hops[flow] for flow in self.order]
-        self.with_hop = [sum(count > hop for count in self.hops) for hop in range(max(hops, default=0))]
-        self.next_link = [
-            np.array(
-                [[path[hop] if hop < len(path) else nowhere for path in short[flow]] for hop in range(hops[flow])],
-                dtype=np.int64,
-            )
-            for flow in self.order
-        ]
-        self.bound = [np.array(bound[flow]) for flow in self.order]
+        self.hops = np.array([hops[flow] for flow in self.order], dtype=np.int64)
+        self.with_hop = [int((self.hops > hop).sum()) for hop in range(max(hops, default=0))]
+        # Path p of the flow in row f has the place f * most + p in every table.
+        self.most = max(map(len, paths), default=1)
+        self.bound = np.full((len(paths), self.most), _HUGE)
+        self.next_link = [np.full((count, self.most), nowhere, dtype=np.int64) for count in self.with_hop]
+        for row, flow in enumerate(self.order):
+            self.bound[row, : len(bound[flow])] = bound[flow]
+            for number, path in enumerate(short[flow]):
+                for hop, link in enumerate(path):
+                    self.next_link[hop][row, number] = link
 
 
 def _fill(ops: _Ops, tables: _Tables, chosen: Any, demand: Any, capacity: Any) -> Array:
@@ -242,12 +243,12 @@ def _fill(ops: _Ops, tables: _Tables, chosen: Any, demand: Any, capacity: Any) -
     if not (flows and batch):
         return ops.numpy(found)
     chosen, demand, capacity = ops.array(chosen), ops.array(demand), ops.array(capacity)
-    limit = ops.stack([ops.look_up(tables.bound[flow], chosen[flow]) for flow in range(flows)])
-    limit = ops.minimum(limit, demand)
+    places = chosen + ops.array(tables.most * np.arange(flows)[:, None])
+    limit = ops.minimum(ops.take(ops.array(tables.bound), places), demand)
     left = ops.zeros((rows, batch)) + _HUGE
     left[:-1] = capacity
     slack = _TOLERANCE * left
-    links = ops.links(tables, chosen)
+    links = ops.links(tables, places)
     total = ops.totals(tables, links, rows)
     growing = ops.zeros((flows, batch)) + 1.0
     number = total(growing)
@@ -309,14 +310,12 @@ class _Ops(Protocol):
     def array(self, values: Any) -> Any: ...
     def numpy(self, values: Any) -> Array: ...
     def copy(self, values: Any) -> Any: ...
-    def stack(self, arrays: Sequence[Any]) -> Any: ...
     def minimum(self, one: Any, other: Any) -> Any: ...
     def clip_below(self, values: Any, least: float) -> Any: ...
     def positions(self, mask: Any) -> Any: ...
     def columns(self, values: Any, positions: Any) -> Any: ...
-    def look_up(self, table: NDArray[Any], index: Any) -> Any: ...
     def take(self, values: Any, index: Any) -> Any: ...
-    def links(self, tables: _Tables, chosen: Any) -> list[Any]: ...
+    def links(self, tables: _Tables, places: Any) -> list[Any]: ...
     def repack(self, links: list[Any], positions: Any) -> list[Any]: ...
     def totals(self, tables: _Tables, links: list[Any], rows: int) -> Callable[[Any], Any]: ...
 
@@ -338,9 +337,6 @@ class _NumpyOps:
     def copy(self, values: Array) -> Array:
         return values.copy()
 
-    def stack(self, arrays: Sequence[Array]) -> Array:
-        return np.stack(arrays)
-
     def minimum(self, one: Array, other: Array) -> Array:
         return np.minimum(one, other)
 
@@ -353,21 +349,18 @@ class _NumpyOps:
     def columns(self, values: Array, positions: NDArray[np.int64]) -> Array:
         return values[:, positions]
 
-    def look_up(self, table: NDArray[Any], index: NDArray[np.int64]) -> NDArray[Any]:
-        # The indices are checked already; clip is the mode that looks at them only once.
-        return np.take(table, index, mode="clip")
-
     def take(self, values: Array, index: NDArray[np.int64]) -> Array:
+        # The indices are in range; clip is the mode that looks at them only once.
         return np.take(values, index, mode="clip")
 
-    def links(self, tables: _Tables, chosen: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        batch = chosen.shape[1]
+    def links(self, tables: _Tables, places: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        batch = places.shape[1]
         column = np.arange(batch)
-        found = [np.empty((count, batch), dtype=np.int64) for count in tables.with_hop]
-        for flow, table in enumerate(tables.next_link):
-            for hop, following in enumerate(table):
-                np.take(following * batch, chosen[flow], out=found[hop][flow], mode="clip")
-                found[hop][flow] += column
+        found = []
+        for count, following in zip(tables.with_hop, tables.next_link, strict=True):
+            index = np.take(following * batch, places[:count], mode="clip")
+            index += column
+            found.append(index)
         return found
 
     def repack(self, links: list[NDArray[np.int64]], positions: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -380,12 +373,14 @@ class _NumpyOps:
         if not links:
             return lambda values: np.zeros((rows, values.shape[1]))
         batch = links[0].shape[1]
-        parts = [
-            np.stack([links[hop][flow] for hop in range(count)], axis=-1).ravel()
-            for flow, count in enumerate(tables.hops)
-            if count
-        ]
-        index = np.concatenate(parts).astype(np.int32)
+        index = np.empty(int(tables.hops.sum()) * batch, dtype=np.int32)
+        done = 0
+        for count in range(len(links), 0, -1):
+            same = slice(*np.searchsorted(-tables.hops, (-count, -count + 1)))
+            part = index[done : done + count * batch * (same.stop - same.start)].reshape(-1, batch, count)
+            for hop in range(count):
+                part[..., hop] = links[hop][same]
+            done += part.size
         ends = np.concatenate(([0], np.cumsum(np.repeat(tables.hops, batch)))).astype(np.int32)
         shape = (rows * batch, len(tables.hops) * batch)
         matrix = sparse.csc_array((np.ones(index.size), index, ends), shape=shape)
@@ -416,9 +411,6 @@ class _TorchOps:
     def copy(self, values: Any) -> Any:
         return values.clone()
 
-    def stack(self, arrays: Sequence[Any]) -> Any:
-        return self.torch.stack(list(arrays))
-
     def minimum(self, one: Any, other: Any) -> Any:
         return self.torch.minimum(one, other)
 
@@ -431,22 +423,16 @@ class _TorchOps:
     def columns(self, values: Any, positions: Any) -> Any:
         return values[:, positions]
 
-    def look_up(self, table: NDArray[Any], index: Any) -> Any:
-        return self.array(table)[index]
-
     def take(self, values: Any, index: Any) -> Any:
         return self.torch.take(values, index)
 
-    def links(self, tables: _Tables, chosen: Any) -> list[Any]:
-        batch = chosen.shape[1]
+    def links(self, tables: _Tables, places: Any) -> list[Any]:
+        batch = places.shape[1]
         column = self.torch.arange(batch, device=self.device)
-        found = [
-            self.torch.empty((count, batch), dtype=self.torch.int64, device=self.device) for count in tables.with_hop
+        return [
+            self.take(self.array(following * batch), places[:count]) + column
+            for count, following in zip(tables.with_hop, tables.next_link, strict=True)
         ]
-        for flow, table in enumerate(tables.next_link):
-            for hop, following in enumerate(table):
-                found[hop][flow] = self.array(following * batch)[chosen[flow]] + column
-        return found
 
     def repack(self, links: list[Any], positions: Any) -> list[Any]:
         column = self.torch.arange(len(positions), device=self.device)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import heapq
 import itertools
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -36,6 +35,7 @@ DONORS = 3
 MAX_CHILDREN = 3
 # TS 38.340 §6.3.2 and §6.3.3: the BAP address and the BAP path identity have 10 bits each.
 BAP_FIELD_SIZE = 1 << 10
+MOST_BPS = 1e18
 _POOL = 256
 
 
@@ -150,8 +150,10 @@ def _check_links(network: IabNetwork) -> None:
         if link.key in seen:
             raise IabError(f"link {link}: appears twice")
         seen.add(link.key)
-        if not (math.isfinite(link.capacity_bps) and link.capacity_bps > 0):
-            raise IabError(f"link {link}: capacity_bps must be a finite number above 0, got {link.capacity_bps}")
+        if not 0 < link.capacity_bps <= MOST_BPS:
+            raise IabError(
+                f"link {link}: capacity_bps must be above 0 and at most {MOST_BPS:g}, got {link.capacity_bps}"
+            )
     for band in BANDS:
         if cycle := _cycle(link for link in network.links if link.band == band):
             raise IabError(f"links of band {band}: cycle {' > '.join(cycle)}; links must point towards a donor")
@@ -193,8 +195,8 @@ def _check_flows(network: IabNetwork) -> None:
             raise IabError(f"{where}: no node named {flow.source!r}")
         if donor[flow.source]:
             raise IabError(f"{where}: source {flow.source} is a donor; a backhaul flow begins at an IAB node")
-        if not (math.isfinite(flow.demand_bps) and flow.demand_bps >= 0):
-            raise IabError(f"{where}: demand_bps must be a finite number of at least 0, got {flow.demand_bps}")
+        if not 0 <= flow.demand_bps <= MOST_BPS:
+            raise IabError(f"{where}: demand_bps must be in 0..{MOST_BPS:g}, got {flow.demand_bps}")
         if not flow.paths:
             raise IabError(f"{where}: has no path")
         for number, path in enumerate(flow.paths):
@@ -386,7 +388,7 @@ def _number(value: object, where: str) -> float:
     try:
         return float(value)
     except OverflowError:
-        raise IabError(f"{where}: must be a finite number, got one beyond 1e308") from None
+        raise IabError(f"{where}: must be at most {MOST_BPS:g}, got one beyond 1e308") from None
 
 
 # --- random networks

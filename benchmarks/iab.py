@@ -94,6 +94,22 @@ def against_brute_force(topologies: int) -> dict[str, float]:
     return {"mean, %": statistics.fmean(short), "worst, %": max(short)}
 
 
+def against_optimal(topologies: int) -> list[dict[str, float]]:
+    """Mean gaps to the proven bound of the mixed-integer program in percent, by size; K 3, high load."""
+    rows = []
+    for nodes in SIZES:
+        gaps: dict[str, list[float]] = {"optimal": [], "local_search": [], "subset_sum": []}
+        for seed in range(topologies):
+            problem = PathProblem(generate(nodes, k_paths=3, seed=seed))
+            decisions = {name: SOLVERS[name](problem, np.random.default_rng(seed)) for name in gaps}
+            bound = decisions["optimal"].efficiency_bound
+            for name, decision in decisions.items():
+                efficiency = float(problem.model.evaluate(decision.allocation[None])[0][0])
+                gaps[name].append(100 * (1 - efficiency / bound))
+        rows.append({"nodes": nodes, **{name: statistics.fmean(values) for name, values in gaps.items()}})
+    return rows
+
+
 def decision_times(topologies: int) -> dict[str, dict[str, float]]:
     """Seconds per decision at 60 nodes, K 3, high load."""
     found = {}
@@ -136,13 +152,21 @@ def main() -> int:
     if arguments.topologies < 2:
         parser.error("--topologies must be at least 2, or there is no interval")
     times = decision_times(arguments.topologies)
+    proven = against_optimal(arguments.topologies)
     brute = against_brute_force(arguments.topologies)
     rows = compare(arguments.topologies, arguments.matrices, arguments.workers)
     if arguments.format == "json":
-        print(json.dumps({"rows": rows, "short of brute force": brute, "decision times": times}))
+        print(
+            json.dumps(
+                {"rows": rows, "short of brute force": brute, "gap to proven bound, %": proven, "decision times": times}
+            )
+        )
     else:
         print(table(rows))
         print(f"short of brute force, 20 nodes, K 1: mean {brute['mean, %']:.3f} %, worst {brute['worst, %']:.3f} %")
+        for row in proven:
+            gaps = ", ".join(f"{name} {row[name]:.2f} %" for name in ("optimal", "local_search", "subset_sum"))
+            print(f"gap to the mixed-integer bound, {row['nodes']} nodes, K 3, high load: {gaps}")
         for name, figures in times.items():
             print(f"decision at 60 nodes, K 3, {name}: mean {figures['mean_s']:.3f} s, max {figures['max_s']:.3f} s")
     return 0

@@ -87,6 +87,25 @@ def test_same_rates_as_the_scalar_path(case: tuple[Paths, Array, Array], seed: i
             np.testing.assert_allclose(rates[row], max_min(usage, limits, offered)[0], rtol=1e-9, atol=1e-9)
 
 
+@settings(max_examples=60, deadline=None)
+@given(cases(), st.integers(0, 2**32 - 1), st.sampled_from([1e-9, 1.0, 1e6]))
+def test_usage_other_than_one(case: tuple[Paths, Array, Array], seed: int, unit: float) -> None:
+    paths, capacity, demand = case
+    rng = np.random.default_rng(seed)
+    usage = [[[unit * float(rng.integers(1, 9)) / 4 for _ in path] for path in choices] for choices in paths]
+    model = BatchedFlows(paths, capacity * unit, demand, usage=usage)
+    allocations = rng.integers(0, model.path_counts, (8, model.flows))
+    demands = rng.integers(0, 40, (8, model.flows)) / 4
+    found, other = model.rates(allocations), model.rates(allocations, demand_bps=demands)
+    for row, allocation in enumerate(allocations.tolist()):
+        matrix = np.zeros((model.links, model.flows))
+        for flow, path in enumerate(allocation):
+            matrix[paths[flow][path], flow] = usage[flow][path]
+        # The scalar path wants capacities that are not tiny.
+        for rates, offered in ((found[row], demand), (other[row], demands[row])):
+            np.testing.assert_allclose(rates, max_min(matrix / unit, capacity, offered)[0], rtol=1e-9, atol=1e-9)
+
+
 @settings(max_examples=40, deadline=None)
 @given(cases(), st.integers(0, 2**32 - 1), st.sampled_from([1.0, 1e6, 1e9]))
 def test_same_rates_as_linear_programming(case: tuple[Paths, Array, Array], seed: int, scale: float) -> None:
@@ -137,9 +156,12 @@ def test_threads_and_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
 def test_pytorch_gives_the_same_numbers() -> None:
     network = generate(40, seed=2)
     arguments = network.path_links(), network.capacity_bps(), network.demand_bps()
-    model, tensors = BatchedFlows(*arguments), BatchedFlows(*arguments, device="cpu")
-    allocations = np.random.default_rng(3).integers(0, model.path_counts, (500, model.flows))
-    np.testing.assert_allclose(tensors.rates(allocations), model.rates(allocations), rtol=1e-9)
+    rng = np.random.default_rng(3)
+    for usage in (None, [[rng.uniform(0.5, 2, len(path)).tolist() for path in choices] for choices in arguments[0]]):
+        model = BatchedFlows(*arguments, usage=usage)
+        tensors = BatchedFlows(*arguments, usage=usage, device="cpu")
+        allocations = rng.integers(0, model.path_counts, (500, model.flows))
+        np.testing.assert_allclose(tensors.rates(allocations), model.rates(allocations), rtol=1e-9)
 
 
 def test_empty_batches_and_networks() -> None:
@@ -172,6 +194,19 @@ def test_efficiency_and_fairness() -> None:
 def test_networks_that_do_not_fit(paths: Paths, capacity: list[float], demand: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BatchedFlows(paths, capacity, demand)
+
+
+@pytest.mark.parametrize(
+    ("usage", "message"),
+    [
+        ([[[0.0]]], "usage: flow 0: path 0: must be in .* got 0"),
+        ([[[float("nan")]]], "got nan"),
+        ([[[1.0, 1.0]]], "usage: must have one number for every link of every path"),
+    ],
+)
+def test_usage_that_does_not_fit(usage: list[list[list[float]]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BatchedFlows([[[0]]], [1.0], [1.0], usage=usage)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,10 @@ in D. Bertsekas and R. Gallager, "Data Networks", section 6.5.2. Shares never fa
 the next, so links far apart need not wait for each other: there are as many rounds as bottlenecks
 depend on one another in a chain, not as many as there are bottlenecks.
 
+A link may be any resource that rates use up: with w_lf of resource l per unit of the rate of flow f,
+n_l is the sum of w_lf instead of a count, and T_l that of w_lf m_f. So PRBs of a cell or CPU of a node
+limit rates as links do.
+
 The same code runs on NumPy arrays and, where PyTorch is installed, on tensors of any device.
 """
 
@@ -37,6 +41,7 @@ _TOLERANCE = 1e-10
 # Above every rate and every share of a link, and far from overflow when added to one of them.
 _HUGE = 1e30
 _MOST_BPS = 1e24
+_LEAST_USAGE = 1e-24
 # Numbers per array of a chunk: what is worked on at once fits the second-level cache of a core, or
 # a few GB of a GPU.
 _CPU_CHUNK = 1 << 15
@@ -71,7 +76,10 @@ class BatchedFlows:
     """Flows that each take one of several paths over links of a network.
 
     ``paths[f][p]`` lists the indices of the links of path p of flow f; ``capacity_bps`` has shape
-    (L,), above 0; ``demand_bps`` has shape (F,), not negative. ``device`` is None for NumPy or a
+    (L,), above 0; ``demand_bps`` has shape (F,), not negative. ``usage[f][p][h]`` is what one bit/s of
+    flow f takes of the capacity of link ``paths[f][p][h]``, above 0; 1 everywhere when it is None. Links
+    with other values have capacities in units of their own, e.g. PRBs with 1 / (bit/s per PRB), or
+    millicores with 1000 s of CPU time per bit. ``device`` is None for NumPy or a
     PyTorch device (``"cpu"``, ``"cuda"``). ValueError names what does not fit, ModuleNotFoundError
     says that PyTorch is not installed.
     """
@@ -82,6 +90,7 @@ class BatchedFlows:
         capacity_bps: ArrayLike,
         demand_bps: ArrayLike,
         *,
+        usage: Sequence[Sequence[Sequence[float]]] | None = None,
         device: str | None = None,
     ) -> None:
         self.capacity_bps = _checked("capacity_bps", capacity_bps, None)
@@ -98,6 +107,7 @@ class BatchedFlows:
                     raise ValueError(f"flow {flow}: path {number} crosses a link twice")
                 if not all(0 <= link < self.links for link in path):
                     raise ValueError(f"flow {flow}: path {number} has a link outside 0..{self.links - 1}")
+        self.usage = None if usage is None else _checked_usage(usage, self.paths)
         self.path_counts = np.array([len(choices) for choices in self.paths], dtype=np.int64)
         self._ops: _Ops = _NumpyOps() if device is None else _TorchOps(device)
         self._tables: dict[tuple[bool, bool], _Tables] = {}
@@ -150,6 +160,7 @@ class BatchedFlows:
         if key not in self._tables:
             self._tables[key] = _Tables(
                 self.paths,
+                self.usage,
                 self.capacity_bps if same_capacity else None,
                 self.demand_bps if same_demand else None,
             )
@@ -178,36 +189,44 @@ class _Tables:
     """Lookup tables from path indices to links, without the links that can never be full.
 
     A link is left out when the demands of all flows that may use it fit together, and when every path
-    over it also crosses another link that is not wider. A link that only one flow may use becomes an
-    upper bound on the rate of the paths over it, ``bound``. None for the capacity or the demand means
-    that they differ per allocation: nothing is left out on their account.
+    over it also crosses another link that is always full earlier. A link that only one flow may use
+    becomes an upper bound on the rate of the paths over it, ``bound``. None for the capacity or the
+    demand means that they differ per allocation: nothing is left out on their account.
     """
 
     def __init__(
-        self, paths: Sequence[Sequence[Sequence[int]]], capacity_bps: Array | None, demand_bps: Array | None
+        self,
+        paths: Sequence[Sequence[Sequence[int]]],
+        usage: Sequence[Sequence[Sequence[float]]] | None,
+        capacity_bps: Array | None,
+        demand_bps: Array | None,
     ) -> None:
         out: set[int] = set()
         bound = [[_HUGE] * len(choices) for choices in paths]
         links = {link for choices in paths for path in choices for link in path}
         if capacity_bps is not None:
-            over: dict[int, set[tuple[int, int]]] = {link: set() for link in links}
+            # What a unit of the rate of each path takes of each link, as a part of its capacity.
+            parts: dict[int, dict[tuple[int, int], float]] = {link: {} for link in links}
             for flow, choices in enumerate(paths):
                 for number, path in enumerate(choices):
-                    for link in path:
-                        over[link].add((flow, number))
-            for link, users in over.items():
-                flows = {flow for flow, _ in users}
-                if len(flows) == 1:
+                    for hop, link in enumerate(path):
+                        taken = 1.0 if usage is None else usage[flow][number][hop]
+                        parts[link][flow, number] = taken / float(capacity_bps[link])
+            for link, over in parts.items():
+                most: dict[int, float] = {}
+                for (flow, _), part in over.items():
+                    most[flow] = max(most.get(flow, 0.0), part)
+                if len(most) == 1:
                     out.add(link)
-                    for flow, number in users:
-                        bound[flow][number] = min(bound[flow][number], float(capacity_bps[link]))
-                elif demand_bps is not None and demand_bps[list(flows)].sum() <= capacity_bps[link]:
+                    for (flow, number), part in over.items():
+                        bound[flow][number] = min(bound[flow][number], 1.0 / part)
+                elif demand_bps is not None and sum(demand_bps[flow] * part for flow, part in most.items()) <= 1:
                     out.add(link)
             for link in sorted(links):
                 # One at a time, against what is still in: of two equals, one stays.
                 others = links - out - {link}
                 if link not in out and any(
-                    over[link] <= over[other] and capacity_bps[other] <= capacity_bps[link] for other in others
+                    all(parts[other].get(path, 0.0) >= part for path, part in parts[link].items()) for other in others
                 ):
                     out.add(link)
         self.kept = sorted(links - out)
@@ -215,6 +234,13 @@ class _Tables:
         # Absent hops of shorter paths point to one more row, a link without limit.
         nowhere = len(self.kept)
         short = [[[place[link] for link in path if link in place] for path in choices] for choices in paths]
+        taken_of = [
+            [
+                [1.0 if usage is None else usage[flow][number][hop] for hop, link in enumerate(path) if link in place]
+                for number, path in enumerate(choices)
+            ]
+            for flow, choices in enumerate(paths)
+        ]
         hops = [max(map(len, choices)) for choices in short]
         # Flows with many hops first: those with at least h hops are then the first ones.
         self.order = np.argsort([-count for count in hops], kind="stable")
@@ -224,11 +250,16 @@ class _Tables:
         self.most = max(map(len, paths), default=1)
         self.bound = np.full((len(paths), self.most), _HUGE)
         self.next_link = [np.full((count, self.most), nowhere, dtype=np.int64) for count in self.with_hop]
+        self.next_usage = [np.ones((count, self.most)) for count in self.with_hop]
+        self.weighted = usage is not None
         for row, flow in enumerate(self.order):
             self.bound[row, : len(bound[flow])] = bound[flow]
             for number, path in enumerate(short[flow]):
                 for hop, link in enumerate(path):
                     self.next_link[hop][row, number] = link
+                    self.next_usage[hop][row, number] = taken_of[flow][number][hop]
+        # Sums of usages of growing flows are not below this; what is left of them by rounding is.
+        self.least_usage = min((float(hop.min()) for hop in self.next_usage), default=1.0)
 
 
 def _fill(ops: _Ops, tables: _Tables, chosen: Any, demand: Any, capacity: Any) -> Array:
@@ -249,12 +280,13 @@ def _fill(ops: _Ops, tables: _Tables, chosen: Any, demand: Any, capacity: Any) -
     left[:-1] = capacity
     slack = _TOLERANCE * left
     links = ops.links(tables, places)
-    total = ops.totals(tables, links, rows)
+    usages = [ops.take(ops.array(hop), places[: len(hop)]) for hop in tables.next_usage] if tables.weighted else None
+    total = ops.totals(tables, links, usages, rows)
     growing = ops.zeros((flows, batch)) + 1.0
     number = total(growing)
     columns = None
     for _ in range(flows):
-        share = left / ops.clip_below(number, 1.0)
+        share = left / ops.clip_below(number, 0.5 * tables.least_usage)
         least = _least(ops, tables, limit, share, links)
         share += (left - total(growing * least) > slack) * _HUGE
         stops = (_least(ops, tables, limit, share, links) <= least) * growing
@@ -276,7 +308,8 @@ def _fill(ops: _Ops, tables: _Tables, chosen: Any, demand: Any, capacity: Any) -
             growing, limit, number, left, slack = (
                 ops.columns(array, going) for array in (growing, limit, number, left, slack)
             )
-            total = ops.totals(tables, links, rows)
+            usages = usages and [ops.columns(hop, going) for hop in usages]
+            total = ops.totals(tables, links, usages, rows)
     raise ArithmeticError("max-min filling did not end: every round stops at least one flow")
 
 
@@ -298,6 +331,21 @@ def _checked(what: str, values: ArrayLike, shape: tuple[int, ...] | None) -> Arr
     return array
 
 
+def _checked_usage(
+    usage: Sequence[Sequence[Sequence[float]]], paths: Sequence[Sequence[Sequence[int]]]
+) -> tuple[tuple[tuple[float, ...], ...], ...]:
+    found = tuple(tuple(tuple(map(float, path)) for path in choices) for choices in usage)
+    if [[len(path) for path in choices] for choices in found] != [[len(path) for path in choices] for choices in paths]:
+        raise ValueError("usage: must have one number for every link of every path")
+    for flow, choices in enumerate(found):
+        for number, path in enumerate(choices):
+            for value in path:
+                if not _LEAST_USAGE <= value <= 1 / _LEAST_USAGE:
+                    allowed = f"{_LEAST_USAGE:g}..{1 / _LEAST_USAGE:g}"
+                    raise ValueError(f"usage: flow {flow}: path {number}: must be in {allowed}, got {value}")
+    return found
+
+
 # --- where the arrays live: what NumPy and PyTorch do not spell alike
 
 
@@ -317,7 +365,9 @@ class _Ops(Protocol):
     def take(self, values: Any, index: Any) -> Any: ...
     def links(self, tables: _Tables, places: Any) -> list[Any]: ...
     def repack(self, links: list[Any], positions: Any) -> list[Any]: ...
-    def totals(self, tables: _Tables, links: list[Any], rows: int) -> Callable[[Any], Any]: ...
+    def totals(
+        self, tables: _Tables, links: list[Any], usages: list[Any] | None, rows: int
+    ) -> Callable[[Any], Any]: ...
 
 
 class _NumpyOps:
@@ -367,23 +417,28 @@ class _NumpyOps:
         column = np.arange(len(positions))
         return [index[:, positions] // index.shape[1] * len(positions) + column for index in links]
 
-    def totals(self, tables: _Tables, links: list[NDArray[np.int64]], rows: int) -> Callable[[Array], Array]:
-        # A sparse matrix of ones, a column per flow and allocation, its links below one another:
+    def totals(
+        self, tables: _Tables, links: list[NDArray[np.int64]], usages: list[Array] | None, rows: int
+    ) -> Callable[[Array], Array]:
+        # A sparse matrix of usages, a column per flow and allocation, its links below one another:
         # adds twice as fast as np.bincount, and without the interpreter's lock.
         if not links:
             return lambda values: np.zeros((rows, values.shape[1]))
         batch = links[0].shape[1]
         index = np.empty(int(tables.hops.sum()) * batch, dtype=np.int32)
+        value = np.ones(index.size)
         done = 0
         for count in range(len(links), 0, -1):
             same = slice(*np.searchsorted(-tables.hops, (-count, -count + 1)))
-            part = index[done : done + count * batch * (same.stop - same.start)].reshape(-1, batch, count)
+            part = slice(done, done + count * batch * (same.stop - same.start))
             for hop in range(count):
-                part[..., hop] = links[hop][same]
-            done += part.size
+                index[part].reshape(-1, batch, count)[..., hop] = links[hop][same]
+                if usages is not None:
+                    value[part].reshape(-1, batch, count)[..., hop] = usages[hop][same]
+            done = part.stop
         ends = np.concatenate(([0], np.cumsum(np.repeat(tables.hops, batch)))).astype(np.int32)
         shape = (rows * batch, len(tables.hops) * batch)
-        matrix = sparse.csc_array((np.ones(index.size), index, ends), shape=shape)
+        matrix = sparse.csc_array((value, index, ends), shape=shape)
         return lambda values: (matrix @ values.ravel()).reshape(rows, batch)
 
 
@@ -438,12 +493,19 @@ class _TorchOps:
         column = self.torch.arange(len(positions), device=self.device)
         return [index[:, positions] // index.shape[1] * len(positions) + column for index in links]
 
-    def totals(self, tables: _Tables, links: list[Any], rows: int) -> Callable[[Any], Any]:  # noqa: ARG002 as NumPy
+    def totals(
+        self,
+        tables: _Tables,  # noqa: ARG002 as NumPy
+        links: list[Any],
+        usages: list[Any] | None,
+        rows: int,
+    ) -> Callable[[Any], Any]:
         def total(values: Any) -> Any:
             batch = values.shape[1]
             found = self.torch.zeros(rows * batch, dtype=values.dtype, device=self.device)
-            for index in links:
-                found.index_add_(0, index.ravel(), values[: index.shape[0]].ravel())
+            for hop, index in enumerate(links):
+                part = values[: index.shape[0]]
+                found.index_add_(0, index.ravel(), (part if usages is None else part * usages[hop]).ravel())
             return found.reshape(rows, batch)
 
         return total

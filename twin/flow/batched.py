@@ -44,7 +44,7 @@ _MOST_BPS = 1e24
 _LEAST_USAGE = 1e-24
 # Numbers per array of a chunk: what is worked on at once fits the second-level cache of a core, or
 # a few GB of a GPU.
-_CPU_CHUNK = 1 << 15
+_CPU_CHUNK = 1 << 16
 _DEVICE_CHUNK = 1 << 26
 # Repacking the allocations that go on costs about half a round.
 _REPACK_BELOW = 0.6
@@ -136,10 +136,12 @@ class BatchedFlows:
         found = np.empty((batch, self.flows))
 
         def work(part: slice) -> None:
-            rows = chosen[part, tables.order].T
-            row_demand = (self.demand_bps[None] if demand is None else demand[part])[:, tables.order].T
+            # np.take lets other threads run, indexing with an array does not.
+            rows = np.take(chosen[part].T, tables.order, axis=0)
+            row_demand = np.take((self.demand_bps[None] if demand is None else demand[part]).T, tables.order, axis=0)
             row_capacity = (self.capacity_bps[None] if capacity is None else capacity[part])[:, tables.kept].T
-            found[part, tables.order] = _fill(self._ops, tables, rows, row_demand, row_capacity).T
+            filled = _fill(self._ops, tables, rows, row_demand, row_capacity)
+            found[part] = np.take(filled, tables.place_of, axis=0).T
 
         parts = list(self._parts(batch, tables, threads))
         if threads > 1 and len(parts) > 1:
@@ -244,6 +246,7 @@ class _Tables:
         hops = [max(map(len, choices)) for choices in short]
         # Flows with many hops first: those with at least h hops are then the first ones.
         self.order = np.argsort([-count for count in hops], kind="stable")
+        self.place_of = np.argsort(self.order)
         self.hops = np.array([hops[flow] for flow in self.order], dtype=np.int64)
         self.with_hop = [int((self.hops > hop).sum()) for hop in range(max(hops, default=0))]
         # Path p of the flow in row f has the place f * most + p in every table.
@@ -397,7 +400,7 @@ class _NumpyOps:
         return np.flatnonzero(mask)
 
     def columns(self, values: Array, positions: NDArray[np.int64]) -> Array:
-        return values[:, positions]
+        return np.take(values, positions, axis=1)
 
     def take(self, values: Array, index: NDArray[np.int64]) -> Array:
         # The indices are in range; clip is the mode that looks at them only once.
@@ -415,7 +418,7 @@ class _NumpyOps:
 
     def repack(self, links: list[NDArray[np.int64]], positions: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         column = np.arange(len(positions))
-        return [index[:, positions] // index.shape[1] * len(positions) + column for index in links]
+        return [np.take(index, positions, axis=1) // index.shape[1] * len(positions) + column for index in links]
 
     def totals(
         self, tables: _Tables, links: list[NDArray[np.int64]], usages: list[Array] | None, rows: int

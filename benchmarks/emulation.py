@@ -17,6 +17,7 @@ from pathlib import Path
 
 from scenarios.loader import load_scenario
 from scenarios.model import Scenario
+from scenarios.registry import find_scenario
 from topologies.model import App, Gnb, Link, Slice, Switch, Topology, Ue, Upf
 from twin.emulation.session import EmulationBackend, EmulationSession
 from twin.load import Activity, Flow, Load
@@ -25,6 +26,7 @@ from twin.types import Action
 
 TWIN = Path(sys.executable).with_name("twin")
 FOREVER_S = 1e6
+CHANGES = 200
 
 
 def percentile(values: Sequence[float], rank: float) -> float:
@@ -119,7 +121,7 @@ def knobs() -> None:
             ("cpu_millicores", 60.0, 900.0, 6e6),
         ):
             delays_s = []
-            for number in range(60):
+            for number in range(CHANGES):
                 value = (low, high)[number % 2]
                 started_s = time.monotonic()
                 (outcome,) = session.apply([Action("slice:embb", knob, value)])
@@ -185,7 +187,7 @@ def many_ues() -> None:
 
 def overhead() -> None:
     """CPU of the engine process beside the data plane, at 20 UEs with KPIs every second."""
-    scenario: Scenario = load_scenario("quickstart")
+    scenario: Scenario = load_scenario(find_scenario("quickstart"))
     seconds = 30
     path, _ = twin_run(
         "quickstart", "--duration", f"{seconds}s", "--set", "topology.nodes.phones.count=12",

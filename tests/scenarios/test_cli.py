@@ -358,6 +358,11 @@ def test_slicing_both_exits_with_the_worse_of_both(
     assert twin(capsys, *arguments, "--format", "json")[0] == ExitCode.INVALID
     assert statuses == ["VALID", "VALID"]
 
+    def unsliced(*arguments: object, **words: object) -> Finished:
+        done = execute(*arguments, **words)
+        statuses.append(done.result.status)
+        return done if len(statuses) == 1 else replace(done, assertions=(broken,))
+
     result = RunResult("x", tmp_path, "VALID")
     kept, broken = (
         AssertionResult(text="x", passed=passed, measured=1.0, allowed=">= 1", samples=1) for passed in (True, False)
@@ -373,6 +378,10 @@ def test_slicing_both_exits_with_the_worse_of_both(
     for rank, (one, code) in enumerate(zip(worse, codes, strict=True)):
         for other in worse[: rank + 1]:
             assert worst_exit_code([one, other]) == worst_exit_code([other, one]) == code
+
+    statuses.clear()
+    monkeypatch.setattr("scenarios.execution.execute", unsliced)
+    assert twin(capsys, *arguments, "--format", "json")[0] == ExitCode.OK
 
 
 def test_compare_shows_what_differs_and_more_when_asked(

@@ -18,7 +18,8 @@ class ExitCode(IntEnum):
 
     OK = (
         0,
-        "success; of a run: VALID, and every assertion holds; of two (--slicing both): the worse of both, assertions of the run with slicing only",
+        "success; of a run: VALID, and every assertion holds; of two (--slicing both): the worse of both, "
+        "with the assertions of the run with slicing only",
     )
     FAILED = 1, "the run FAILED (network lost, disk full, controller unusable), an assertion does not hold, or a bug"
     USAGE = 2, "bad input: unknown option or name, a mistake in a scenario or trace, no such run"

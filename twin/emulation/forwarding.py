@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -37,32 +37,24 @@ class Forwarding:
         self._versions: dict[tuple[str, str], int] = {}
 
     def install(self) -> None:
-        """Rules of all pairs at once, switch by switch: nothing is sent yet."""
-        together: dict[str, list[str]] = {}
-        self._install(list(self._pairs.values()), together=together)
-        for switch, rules in together.items():
+        """Rules of all pairs, one transaction for each switch: nothing is sent yet."""
+        by_switch: dict[str, list[str]] = {}
+        for pair in self._pairs.values():
+            for switch, rule in self._rules(pair, version=0):
+                by_switch.setdefault(switch, []).append(rule)
+        for switch, rules in by_switch.items():
             self._net.switch_ofctl(self._net.get(switch), rules)
 
-    def _install(
-        self, pairs: Sequence[Pair], *, version: int = 0, together: dict[str, list[str]] | None = None
-    ) -> None:
-        """Rules of pairs, last switch of each direction first, so that a path works once it begins.
-
-        With ``together`` they are collected there by switch and not installed.
-        """
-        for pair in pairs:
-            key = (pair.a.node, pair.b.node)
-            cookie = self._cookies.setdefault(key, len(self._cookies) + 1)
-            for source, target, hop in pair.hops():
-                link = self._plan.topology.link_named(hop.out_link)
-                rule = (
-                    f"cookie={cookie * VERSIONS + version},priority={RULE_PRIORITY},"
-                    f"dl_src={source.mac},dl_dst={target.mac},actions=output:{self._port_of(link)}"
-                )
-                if together is None:
-                    self._net.switch_ofctl(self._net.get(hop.switch), [rule])
-                else:
-                    together.setdefault(hop.switch, []).append(rule)
+    def _rules(self, pair: Pair, *, version: int) -> Iterator[tuple[str, str]]:
+        """(switch, rule) of a pair, last switch of each direction first, so that a path works once it begins."""
+        cookie = self._cookies.setdefault((pair.a.node, pair.b.node), len(self._cookies) + 1) * VERSIONS + version
+        for source, target, hop in pair.hops():
+            port = self._port_of(self._plan.topology.link_named(hop.out_link))
+            yield (
+                hop.switch,
+                f"cookie={cookie},priority={RULE_PRIORITY},"
+                f"dl_src={source.mac},dl_dst={target.mac},actions=output:{port}",
+            )
 
     def _remove(self, pair: Pair, version: int) -> None:
         """Remove the rules of a path that is used no more, when what was on its way has arrived."""
@@ -83,6 +75,7 @@ class Forwarding:
             version = self._versions.get(key, 0)
             self._versions[key] = (version + 1) % VERSIONS
             # On a switch of both paths the new rule takes the place of the old one; elsewhere the old stays for now.
-            self._install([new], version=self._versions[key])
+            for switch, rule in self._rules(new, version=self._versions[key]):
+                self._net.switch_ofctl(self._net.get(switch), [rule])
             self._later.submit(self._remove, old, version)
             self._pairs[key] = new

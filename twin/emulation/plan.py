@@ -15,7 +15,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from topologies.model import App, Gnb, Host, Link, Node, Switch, Topology, TopologyError, Ue, Upf
+from topologies.model import App, Gnb, Link, Switch, Topology, TopologyError, Ue, Upf
 from topologies.paths import Route, default_path, serving_gnb, slice_upf
 
 RADIO_PORT = 38412
@@ -275,11 +275,6 @@ def _reachable(topology: Topology, a: str, b: str) -> bool:
     except TopologyError:
         return False
     return True
-
-
-def is_namespace(node: Node) -> bool:
-    """Whether the node is a bare namespace and not a container."""
-    return isinstance(node, Host)
 
 
 def declares(link: Link) -> bool:

@@ -1,0 +1,1 @@
+"""Learning: environments, agents, training. Needs `pip install twinbed[learning]`."""

@@ -24,6 +24,7 @@ from controllers.base import ControllerContext
 from controllers.isolation import ControllerError, ControllerPool, Decision, Worker
 from scenarios.manifest import origin, resolved
 from scenarios.model import ControllerSpec, Scenario
+from topologies.model import Sla
 from twin.backend import Backend, BackendError, Session
 from twin.journal import boot_id, start_ticks
 from twin.knobs import SLA_KNOBS
@@ -166,6 +167,10 @@ class Episode:
     def store(self) -> RunStore | None:
         """Where this episode is recorded."""
         return self._store
+
+    def sla(self, slice_name: str) -> Sla:
+        """The promises in force for a slice; events and controllers may change them."""
+        return self._sla.sla(slice_name)
 
     def fail(self, reason: str) -> None:
         """Mark the run FAILED; the first reason stays."""
@@ -443,6 +448,7 @@ def scope_of(spec: ControllerSpec, scenario: Scenario) -> tuple[str, ...]:
         *(f"slice:{slice_.name}" for slice_ in topology.slices),
         *(f"node:{node.name}" for node in topology.nodes),
         *(f"link:{link.name}" for link in topology.links),
+        *(f"flow:{flow.name}" for flow in topology.backhaul),
     )
 
 

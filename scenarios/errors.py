@@ -27,10 +27,15 @@ class ScenarioFileError(ValueError):
         super().__init__("\n".join(map(str, self.problems)))
 
 
+_SYNONYMS = {"bandwidth": "bw"}
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`` (did you mean X?)`` for the known name that is nearest to ``name``, or nothing."""
     known = list(known)
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    # Written out, a short key is nearer to others: "bandwith" to "band".
+    meant = {**{word: item for word, item in _SYNONYMS.items() if item in known}, **{item: item for item in known}}
+    found = [meant[word] for word in difflib.get_close_matches(name, list(meant), n=1, cutoff=0.6)]
     if not found:
         folded = {item.lower().replace("-", "_"): item for item in known}
         found = [

@@ -36,6 +36,7 @@ def entities_of(topology: Topology) -> list[str]:
         *(f"slice:{slice_.name}" for slice_ in topology.slices),
         *(f"node:{node.name}" for node in topology.nodes),
         *(f"link:{link.name}" for link in topology.links),
+        *(f"flow:{flow.name}" for flow in topology.backhaul),
         *(f"ue:{ue_id}" for ue in topology.of_kind(Ue) for ue_id in ue.ue_ids),
     ]
 

@@ -14,6 +14,8 @@ from scenarios.schema import (
     ContainerNode,
     GnbNode,
     HostNode,
+    IabDonorSettings,
+    IabNodeSettings,
     LinkEntry,
     NodeSettings,
     ScenarioFile,
@@ -25,7 +27,24 @@ from scenarios.schema import (
 from scenarios.source import Location, Source, dotted
 from scenarios.units import Quantity, UnitError
 from topologies.fragment import Fragment
-from topologies.model import App, Container, Gnb, Host, Link, Node, Sla, Slice, Switch, Topology, TopologyError, Ue, Upf
+from topologies.model import (
+    App,
+    BackhaulFlow,
+    Container,
+    Gnb,
+    Host,
+    IabDonor,
+    IabNode,
+    Link,
+    Node,
+    Sla,
+    Slice,
+    Switch,
+    Topology,
+    TopologyError,
+    Ue,
+    Upf,
+)
 from topologies.paths import default_path, slice_upf
 from topologies.registry import BUILDERS, Builder
 
@@ -35,6 +54,8 @@ _KINDS: dict[type[NodeSettings], type[Node]] = {
     UpfNode: Upf,
     AppNode: App,
     SwitchNode: Switch,
+    IabNodeSettings: IabNode,
+    IabDonorSettings: IabDonor,
     ContainerNode: Container,
     HostNode: Host,
 }
@@ -81,6 +102,7 @@ class NetworkReader:
         self.problems: list[Problem] = []
         self._nodes: dict[str, tuple[Node, Location]] = {}
         self._links: list[tuple[Link, Location]] = []
+        self._backhaul: list[tuple[BackhaulFlow, Location]] = []
         self._broken: set[str] = set()
         self._builder_failed = False
 
@@ -107,6 +129,7 @@ class NetworkReader:
                 links=tuple(link for link, _ in self._links),
                 slices=slices,
                 slicing=self.document.slicing,
+                backhaul=tuple(flow for flow, _ in self._backhaul),
             )
         except TopologyError as error:
             self.report(("topology",), str(error))
@@ -160,6 +183,7 @@ class NetworkReader:
         for node in fragment.nodes:
             self._keep_node(node, location)
         self._links += [(link, location) for link in fragment.links]
+        self._backhaul += [(flow, location) for flow in fragment.backhaul]
 
     def _plain(self, builder: Builder, argument: str, value: Any) -> Any:
         """A value that is no quantity, checked against the annotation of the builder's argument."""
@@ -226,7 +250,7 @@ class NetworkReader:
     def _check_container(self, location: Location, settings: NodeSettings) -> None:
         """Report limits that nothing would apply."""
         given = settings.model_fields_set
-        if isinstance(settings, SwitchNode | HostNode):
+        if isinstance(settings, SwitchNode | IabNodeSettings | IabDonorSettings | HostNode):
             for key in sorted(given & {"image", "cpu", "cpu_millicores", "memory", "memory_mib"}):
                 self.report((*location, key), f"a {settings.kind} has no container that {key} could act on")
         if isinstance(settings, GnbNode):
@@ -257,6 +281,7 @@ class NetworkReader:
                 b=ends[1][0],
                 a_interface=ends[0][2] or None,
                 b_interface=ends[1][2] or None,
+                band=entry.band,
                 bandwidth_bps=entry.bw,
                 delay_s=entry.delay or 0.0,
                 jitter_s=entry.jitter or 0.0,
@@ -268,14 +293,14 @@ class NetworkReader:
         self._links.append((link, location))
 
     def _check_links(self) -> None:
-        seen: dict[frozenset[str], Location] = {}
+        seen: dict[tuple[frozenset[str], str | None], Location] = {}
         for link, location in self._links:
             at = (*location, "endpoints")
             for end in (link.a, link.b):
                 # A link to a node that is reported already is no mistake of its own.
                 if end not in self._nodes and end not in self._broken and not self._builder_failed:
                     self.report(at, f"link {link.name}: {unknown('node', end, self._nodes)}")
-            pair = frozenset((link.a, link.b))
+            pair = frozenset((link.a, link.b)), link.band
             if pair in seen:
                 first = self.source.problem(seen[pair], "").line
                 self.report(at, f"duplicate name: link {link.name} joins the same nodes as the link in line {first}")

@@ -165,6 +165,18 @@ class SwitchNode(NodeSettings):
     kind: Literal["switch"]
 
 
+class IabNodeSettings(NodeSettings):
+    """An IAB node: a cell without fibre, with wireless backhaul."""
+
+    kind: Literal["iab-node"]
+
+
+class IabDonorSettings(NodeSettings):
+    """An IAB donor, where the wired network begins."""
+
+    kind: Literal["iab-donor"]
+
+
 class ContainerNode(NodeSettings):
     """Any container."""
 
@@ -179,7 +191,8 @@ class HostNode(NodeSettings):
 
 
 AnyNode = Annotated[
-    UeNode | GnbNode | UpfNode | AppNode | SwitchNode | ContainerNode | HostNode, Field(discriminator="kind")
+    UeNode | GnbNode | UpfNode | AppNode | SwitchNode | IabNodeSettings | IabDonorSettings | ContainerNode | HostNode,
+    Field(discriminator="kind"),
 ]
 
 
@@ -191,6 +204,11 @@ class LinkEntry(Strict):
     )
     bw: Bandwidth | None = Field(
         default=None, description="bandwidth; a plain number is Mbit/s; unlimited when left out"
+    )
+    band: Literal["mmwave", "sub6"] | None = Field(
+        default=None,
+        description="makes it a wireless backhaul link of an IAB network, from the first end to the second, which is "
+        "nearer to a donor; its name is then a-b@band",
     )
     delay: Delay | None = Field(default=None, description="one-way delay, e.g. 10ms")
     jitter: Delay | None = Field(default=None, description="jitter, e.g. 1ms")

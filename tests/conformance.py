@@ -299,7 +299,7 @@ class BackendConformance:
 
     def test_every_knob_is_tried(self, record: Record) -> None:
         tried = {outcome.action.knob for phase in record.phases.values() for outcome in phase.outcomes}
-        assert tried | set(SLA_KNOBS) | {"jitter_s"} == set(KNOBS)
+        assert tried | set(SLA_KNOBS) | {"jitter_s", "path_index"} == set(KNOBS)
 
     def test_bandwidth_limits(self, record: Record) -> None:
         limited = record.phases["bandwidth"]

@@ -19,24 +19,32 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
-from topologies.model import Link, Node, Slice, Topology, TopologyError
+from topologies.model import BackhaulFlow, Link, Node, Slice, Topology, TopologyError
 
 _N = TypeVar("_N", bound=Node)
 
 
 @dataclass(frozen=True)
 class Fragment:
-    """Nodes and links; a link may name a node of another fragment."""
+    """Nodes, links and backhaul flows; a link may name a node of another fragment."""
 
     nodes: tuple[Node, ...] = ()
     links: tuple[Link, ...] = ()
+    backhaul: tuple[BackhaulFlow, ...] = ()
 
     def __add__(self, other: Fragment) -> Fragment:
-        return Fragment(self.nodes + other.nodes, self.links + other.links)
+        return Fragment(self.nodes + other.nodes, self.links + other.links, self.backhaul + other.backhaul)
 
     def topology(self, name: str, *, slices: Iterable[Slice] = (), slicing: bool = True) -> Topology:
         """The finished topology; TopologyError when the parts do not fit together."""
-        return Topology(name=name, nodes=self.nodes, links=self.links, slices=tuple(slices), slicing=slicing)
+        return Topology(
+            name=name,
+            nodes=self.nodes,
+            links=self.links,
+            slices=tuple(slices),
+            slicing=slicing,
+            backhaul=self.backhaul,
+        )
 
 
 def make_node(kind: type[_N], name: str, settings: Mapping[str, object]) -> _N:

@@ -8,6 +8,7 @@ Every failure is a :class:`TopologyError` that says what, got, allowed, where.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from typing import ClassVar, Literal, TypeVar
 
 NAME_PATTERN = re.compile(r"[a-z][a-z0-9-]{0,30}")
 DEFAULT_WORK_NS_PER_BIT = 40.0
+
+Band = Literal["mmwave", "sub6"]
+BANDS: tuple[Band, ...] = ("sub6", "mmwave")
 
 
 class TopologyError(ValueError):
@@ -164,6 +168,20 @@ class Switch(Node):
 
 
 @dataclass(frozen=True, kw_only=True)
+class IabNode(Switch):
+    """An IAB node: a cell without fibre that reaches the donors over links with a band."""
+
+    kind: ClassVar[str] = "iab-node"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IabDonor(Switch):
+    """An IAB donor: where the wired network begins."""
+
+    kind: ClassVar[str] = "iab-donor"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Container(Node):
     """Any container; ``command`` runs in it."""
 
@@ -182,11 +200,14 @@ class Host(Node):
 class Link:
     """A bidirectional link; bandwidth, delay, jitter and loss hold in each direction.
 
-    ``bandwidth_bps`` None means not limited.
+    ``bandwidth_bps`` None means not limited. A link with a ``band`` is a wireless backhaul link between
+    IAB nodes and donors: it points from ``a`` to ``b``, towards the donors, has a bandwidth, and carries
+    backhaul flows only. Each band may join the same two nodes once.
     """
 
     a: str
     b: str
+    band: Band | None = None
     a_interface: str | None = None
     b_interface: str | None = None
     bandwidth_bps: float | None = None
@@ -207,14 +228,18 @@ class Link:
                 f"{where}: jitter_s must be in [0, {self.delay_s:g}] (its delay), got {self.jitter_s:g}"
             )
         _check_range(where, "loss_ratio", self.loss_ratio, 0, 1)
+        if self.band is not None and self.band not in BANDS:
+            raise TopologyError(f"{where}: band must be one of {', '.join(BANDS)}, got {self.band}")
+        if self.band is not None and self.bandwidth_bps is None:
+            raise TopologyError(f"{where}: bandwidth_bps is missing; a link with a band has one")
         for interface in (self.a_interface, self.b_interface):
             if interface is not None and not re.fullmatch(r"[a-z][a-z0-9-]{0,14}", interface):
                 raise TopologyError(f"{where}: interface must be 1 to 15 of a-z, 0-9, '-', got {interface!r}")
 
     @property
     def name(self) -> str:
-        """``a-b``, the two ends in the order of the file."""
-        return f"{self.a}-{self.b}"
+        """``a-b``, the two ends in the order of the file, or ``a-b@band``."""
+        return f"{self.a}-{self.b}" if self.band is None else f"{self.a}-{self.b}@{self.band}"
 
     @property
     def impaired(self) -> bool:
@@ -268,6 +293,50 @@ class Slice:
         _check_range(where, "bandwidth_bps", self.bandwidth_bps, 10_000)
 
 
+@dataclass(frozen=True)
+class BackhaulPath:
+    """A route of one band from an IAB node to a donor, both included, against no link's direction."""
+
+    band: Band
+    nodes: tuple[str, ...]
+
+    @property
+    def links(self) -> tuple[str, ...]:
+        """Names of the links along the path."""
+        return tuple(f"{a}-{b}@{self.band}" for a, b in itertools.pairwise(self.nodes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackhaulFlow:
+    """The traffic of one IAB node to ``sink``, a host that every donor at the end of a path has a wired link to.
+
+    It takes one of ``paths`` at a time, at first ``paths[path_index]``; the knob ``path_index`` changes it.
+    """
+
+    name: str
+    source: str
+    sink: str
+    paths: tuple[BackhaulPath, ...]
+    path_index: int = 0
+
+    def __post_init__(self) -> None:
+        _check_name("backhaul flow", self.name)
+        where = f"backhaul flow {self.name}"
+        if not self.paths:
+            raise TopologyError(f"{where}: has no path")
+        for number, path in enumerate(self.paths):
+            if path in self.paths[:number]:
+                raise TopologyError(f"{where}: path {number} is the same as path {self.paths.index(path)}")
+        last = len(self.paths) - 1
+        index: object = self.path_index
+        if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index <= last:
+            raise TopologyError(f"{where}: path_index must be a whole number in [0, {last}], got {index!r}")
+
+    def links(self, path_index: int) -> tuple[str, ...]:
+        """Names of the links that the flow crosses on one of its paths: those of the band."""
+        return self.paths[path_index].links
+
+
 _N = TypeVar("_N", bound=Node)
 
 
@@ -276,7 +345,8 @@ class Topology:
     """Nodes, links and slices that fit together.
 
     ``slicing`` False means that the slices are only labels: one PRB pool, one gNB CPU budget and one
-    transport queue for all of them (what a network without a slicer does).
+    transport queue for all of them (what a network without a slicer does). ``backhaul``: the flows of the
+    IAB nodes; links with a band of one band never form a cycle.
     """
 
     name: str
@@ -284,6 +354,7 @@ class Topology:
     links: tuple[Link, ...]
     slices: tuple[Slice, ...] = ()
     slicing: bool = True
+    backhaul: tuple[BackhaulFlow, ...] = ()
 
     def __post_init__(self) -> None:
         _check_name("topology", self.name)
@@ -303,6 +374,67 @@ class Topology:
         total = sum(slice_.prb_share for slice_ in self.slices)
         if total > 1 + 1e-9:
             raise TopologyError(f"slices: the prb_share of all slices must add up to at most 1, got {total:g}")
+        self._check_bands()
+        self._check_unique("backhaul flow", [flow.name for flow in self.backhaul])
+        for flow in self.backhaul:
+            self._check_backhaul(flow)
+
+    def _check_bands(self) -> None:
+        """Links with a band join IAB nodes and donors and lead nowhere in circles."""
+        iab = {node.name for node in self.nodes if isinstance(node, IabNode | IabDonor)}
+        for band in BANDS:
+            after: dict[str, list[str]] = {}
+            for link in self.links:
+                if link.band == band:
+                    for end in (link.a, link.b):
+                        if end not in iab:
+                            raise TopologyError(
+                                f"link {link.name}: a link with a band joins nodes of kind iab-node and iab-donor, "
+                                f"got {end} of kind {self.node(end).kind}"
+                            )
+                    after.setdefault(link.a, []).append(link.b)
+            waits = {name: len(following) for name, following in after.items()}
+            before: dict[str, list[str]] = {}
+            for name, following in after.items():
+                for other in following:
+                    before.setdefault(other, []).append(name)
+            free = [name for name in before if name not in waits]
+            while free:
+                for name in before.get(free.pop(), ()):
+                    waits[name] -= 1
+                    if not waits[name]:
+                        free.append(name)
+            if stuck := [name for name, count in waits.items() if count]:
+                # Everything stuck leads to a cycle: follow links until a node repeats.
+                trail = [stuck[0]]
+                while len(set(trail)) == len(trail):
+                    trail.append(next(name for name in after[trail[-1]] if waits.get(name)))
+                cycle = " > ".join(trail[trail.index(trail[-1]) :])
+                raise TopologyError(f"links of band {band}: cycle {cycle}; links must point towards a donor")
+
+    def _check_backhaul(self, flow: BackhaulFlow) -> None:
+        where = f"backhaul flow {flow.name}"
+        nodes = {node.name: node for node in self.nodes}
+        links = {link.name for link in self.links}
+        for what, name, kind in (("source", flow.source, IabNode), ("sink", flow.sink, Host)):
+            if name not in nodes or not isinstance(nodes[name], kind):
+                known = ", ".join(node.name for node in self.of_kind(kind)) or "none"
+                raise TopologyError(f"{where}: {what} must be a node of kind {kind.kind} ({known}), got {name}")
+        for number, path in enumerate(flow.paths):
+            at = f"{where}: path {number}"
+            if path.band not in BANDS:
+                raise TopologyError(f"{at}: band must be one of {', '.join(BANDS)}, got {path.band}")
+            if len(path.nodes) < 2 or path.nodes[0] != flow.source:
+                got = " > ".join(path.nodes) or "nothing"
+                raise TopologyError(f"{at}: must lead from {flow.source} to a donor, got {got}")
+            for link in path.links:
+                if link not in links:
+                    raise TopologyError(f"{at}: no link {link}")
+            donor = path.nodes[-1]
+            if not isinstance(nodes[donor], IabDonor):
+                raise TopologyError(f"{at}: must end at a node of kind iab-donor, ends at {donor}")
+            if not links & {f"{donor}-{flow.sink}", f"{flow.sink}-{donor}"}:
+                raise TopologyError(f"{at}: donor {donor} has no wired link to the sink {flow.sink}")
 
     @staticmethod
     def _check_unique(what: str, names: list[str]) -> None:
@@ -329,7 +461,8 @@ class Topology:
     def link_named(self, name: str) -> Link:
         """The link of this name, in either order of its ends; KeyError when there is none."""
         for link in self.links:
-            if name in (link.name, f"{link.b}-{link.a}"):
+            suffix = "" if link.band is None else f"@{link.band}"
+            if name in (link.name, f"{link.b}-{link.a}{suffix}"):
                 return link
         raise KeyError(name)
 
@@ -340,5 +473,16 @@ class Topology:
                 yield node
 
     def neighbours(self, name: str) -> tuple[str, ...]:
-        """Names of the nodes that share a link with ``name``, in file order."""
-        return tuple(link.b if link.a == name else link.a for link in self.links if name in (link.a, link.b))
+        """Names of the nodes that share a link with ``name``, in file order; links with a band do not count."""
+        return tuple(
+            link.b if link.a == name else link.a
+            for link in self.links
+            if link.band is None and name in (link.a, link.b)
+        )
+
+    def backhaul_named(self, name: str) -> BackhaulFlow:
+        """The backhaul flow of this name; KeyError when there is none."""
+        for flow in self.backhaul:
+            if flow.name == name:
+                return flow
+        raise KeyError(name)

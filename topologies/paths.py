@@ -2,7 +2,8 @@
 
 A route is a tuple of node names, both ends included; everything between the ends is a switch, since
 only switches forward. Fewer hops come first, and equal hop counts keep the order of the links in
-the file, so that every fidelity picks the same route.
+the file, so that every fidelity picks the same route. Links with a band are no part of these routes: they
+carry backhaul flows, which bring their paths.
 """
 
 from __future__ import annotations
@@ -100,6 +101,8 @@ def slice_upf(topology: Topology, slice_name: str) -> str:
 def _adjacency(topology: Topology) -> dict[str, list[str]]:
     adjacency: dict[str, list[str]] = {node.name: [] for node in topology.nodes}
     for link in topology.links:
+        if link.band is not None:
+            continue
         for here, there in ((link.a, link.b), (link.b, link.a)):
             if there not in adjacency[here]:
                 adjacency[here].append(there)

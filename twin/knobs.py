@@ -77,6 +77,7 @@ KNOBS: dict[str, KnobSpec] = {
             "text",
             "transport path of a slice between gNB and UPF: switch names joined by '>', e.g. s1>s3>s2",
         ),
+        KnobSpec("path_index", "1", ("flow",), "integer", "path that a backhaul flow takes, counted from 0", 0, 65535),
         KnobSpec("replicas", "1", ("node",), "integer", "containers behind an application's load balancer", 1, 16),
         KnobSpec("link_state", "", ("link",), "choice", "cut or mend a link", choices=("up", "down")),
         KnobSpec("delay_s", "s", ("link",), "number", "one-way delay of a link", 0, 60),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from twin.types import Provenance
 
-SCOPES = ("run", "slice", "ue", "node", "link", "controller")
+SCOPES = ("run", "slice", "ue", "node", "link", "flow", "controller")
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +215,34 @@ KPIS: dict[str, KpiSpec] = {
         _spec("transport_queue_bytes", "byte", "slice", "measured", "", "bytes waiting at the slice's transport limit"),
         _spec("link_throughput_bps", "bit/s", "link", "measured", "", "bits carried, busier direction"),
         _spec("link_up", "1", "link", "measured", "", "1 when the link carries packets"),
+        # IAB backhaul
+        _spec("offered_bps", "bit/s", "flow", "measured", "", "IP bits that the source of a backhaul flow sent"),
+        _spec("throughput_bps", "bit/s", "flow", "measured", "", "IP bits of a backhaul flow that reached its sink"),
+        _spec("path_index", "1", "flow", "derived", "", "path that the backhaul flow takes, counted from 0"),
+        _spec(
+            "predicted_throughput_bps",
+            "bit/s",
+            "flow",
+            "derived",
+            "",
+            "throughput that the flow model predicts for the same demands, paths and links (max-min fair)",
+        ),
+        _spec(
+            "backhaul_efficiency",
+            "1",
+            "run",
+            "derived",
+            "",
+            "throughput of all backhaul flows, divided by what they offer (NANCY D4.2 4.2, equation 1)",
+        ),
+        _spec(
+            "backhaul_fairness",
+            "1",
+            "run",
+            "derived",
+            "",
+            "Jain's index of the throughputs of the active backhaul flows (NANCY D4.2 4.2, equation 2)",
+        ),
         # service level
         _spec("qos_bps", "bit/s", "slice", "derived", "", "throughput per active UE: the QoS q of MicroOpt"),
         _spec(

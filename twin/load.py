@@ -39,8 +39,24 @@ class Flow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BackhaulDemand:
+    """What the source of a backhaul flow of the topology sends: activities in bit/s, sorted, without overlap."""
+
+    flow: str
+    activities: tuple[Activity, ...]
+
+    def rate_bps(self, time_s: float) -> float:
+        """The demand at a time; 0 where none is declared."""
+        for item in self.activities:
+            if item.start_s <= time_s < item.stop_s:
+                return item.rate
+        return 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Load:
-    """All flows of a run of ``duration_s``."""
+    """All flows of a run of ``duration_s``; at most one demand per backhaul flow."""
 
     flows: tuple[Flow, ...]
     duration_s: float
+    backhaul: tuple[BackhaulDemand, ...] = ()

@@ -31,7 +31,7 @@ MISTAKES = {
         "      bandwith: 20\n",
         "bandwith",
         "topology.links[2].bandwith: unknown key bandwith (did you mean bw?); "
-        "allowed: endpoints, bw, delay, jitter, loss",
+        "allowed: endpoints, bw, band, delay, jitter, loss",
     ),
     "unknown key of an event": (
         "demand_factor: 2, for",
@@ -45,7 +45,7 @@ MISTAKES = {
         "s1: {kind: swich}",
         "swich",
         "topology.nodes.s1.kind: no kind named swich (did you mean switch?); "
-        "known: ue, gnb, upf, app, switch, container, host",
+        "known: ue, gnb, upf, app, switch, iab-node, iab-donor, container, host",
     ),
     "missing key": (
         "phones: {kind: ue, slice: embb, count: 4}",
@@ -267,8 +267,8 @@ MISTAKES = {
         "{at: 5s, entity: 'slice:embb', knob: prb_shar, value: 0.5}",
         "prb_shar,",
         "events[0].knob: no knob named prb_shar (did you mean prb_share?); known: cpu_millicores, memory_mib, "
-        "bandwidth_mbps, prb_share, path, replicas, link_state, delay_s, jitter_s, loss_ratio, node_state, ue_state, "
-        "cqi, demand_factor, q_thresh_mbps, beta_thresh, latency_bound_s",
+        "bandwidth_mbps, prb_share, path, path_index, replicas, link_state, delay_s, jitter_s, "
+        "loss_ratio, node_state, ue_state, cqi, demand_factor, q_thresh_mbps, beta_thresh, latency_bound_s",
     ),
     "time of an event": (
         "{at: 5s, slice: embb, demand_factor: 2, for: 5s}",

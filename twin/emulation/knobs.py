@@ -58,6 +58,7 @@ class Actuators:
             "node": [node.name for node in plan.topology.nodes],
             "link": [link.name for link in plan.topology.links],
             "ue": list(plan.ues),
+            "flow": [flow.name for flow in plan.topology.backhaul],
         }[scope]
         if name not in known:
             shown = ", ".join(known[:12]) + (" ..." if len(known) > 12 else "")

@@ -133,6 +133,10 @@ class Plan:
 
 def make_plan(topology: Topology) -> Plan:
     """Work out addresses, pairs and routes; TopologyError names what cannot be wired."""
+    banded = next((link.name for link in topology.links if link.band is not None), None)
+    if topology.backhaul or banded is not None:
+        what = f"link {banded}" if banded is not None else f"backhaul flow {topology.backhaul[0].name}"
+        raise TopologyError(f"{what}: IAB backhaul runs in fidelity flow only; emulation does not carry it")
     if len(topology.slices) > MAX_SLICES:
         raise TopologyError(f"slices: at most {MAX_SLICES} on emulation, got {len(topology.slices)}")
     for gnb in topology.of_kind(Gnb):

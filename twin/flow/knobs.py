@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from topologies.model import App, TopologyError
+from topologies.model import App, Host, Switch, TopologyError
 from twin.flow.network import Network
 from twin.knobs import SLA_KNOBS, refusal
 from twin.types import Action
@@ -23,6 +23,7 @@ def apply(network: Network, action: Action) -> str | None:
         "node": list(network.nodes),
         "link": list(network.links),
         "ue": list(network.ues),
+        "flow": [flow.name for flow in network.topology.backhaul],
     }
     known = tables[scope]
     if name not in known:
@@ -34,6 +35,8 @@ def apply(network: Network, action: Action) -> str | None:
         return _node(network, name, action)
     if scope == "link":
         return _link(network, name, action)
+    if scope == "flow":
+        return _flow(network, name, action)
     return _ue(network, name, action)
 
 
@@ -68,7 +71,7 @@ def _slice(network: Network, name: str, action: Action) -> str | None:
 def _node(network: Network, name: str, action: Action) -> str | None:
     state = network.nodes[name]
     node = network.topology.node(name)
-    if node.kind in ("switch", "host"):
+    if isinstance(node, Switch | Host):
         return f"{action.entity} {action.knob}: a {node.kind} has no container"
     match action.knob:
         case "cpu_millicores" if node.kind == "gnb":
@@ -107,6 +110,15 @@ def _link(network: Network, name: str, action: Action) -> str | None:
             state.jitter_s = float(action.value)
         case "loss_ratio":
             state.loss_ratio = float(action.value)
+    return None
+
+
+def _flow(network: Network, name: str, action: Action) -> str | None:
+    paths = len(network.topology.backhaul_named(name).paths)
+    index = int(float(action.value))
+    if index >= paths:
+        return f"{action.entity} path_index must be at most {paths - 1} (the flow has {paths} paths), got {index}"
+    network.path_index[name] = index
     return None
 
 

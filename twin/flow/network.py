@@ -157,6 +157,7 @@ class Network:
             link.name: LinkState(link.name, link.bandwidth_bps, link.delay_s, link.jitter_s, link.loss_ratio)
             for link in topology.links
         }
+        self.path_index = {flow.name: flow.path_index for flow in topology.backhaul}
         self.ues: dict[str, UeState] = {}
         for group in self.groups.values():
             gnb = self.gnbs[serving_gnb(topology, group.name)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from topologies.model import App
+from topologies.model import App, Host, Switch
 from topologies.paths import path_links
 from twin.flow import constants as c
 from twin.flow.fluid import Fluid, Step
@@ -186,7 +186,7 @@ class Tally:
         net = self.network
         node, state = net.topology.node(name), net.nodes[name]
         entity = f"node:{name}"
-        if node.kind in ("switch", "host") or not net.node_up(name):
+        if isinstance(node, Switch | Host) or not net.node_up(name):
             return
         sessions = self._sessions(name)
         yield entity, "cpu_used_millicores", 1000 * self._cpus(name)

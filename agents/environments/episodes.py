@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from scenarios.engine import Episode
-from scenarios.loader import load_data, load_scenario
+from scenarios.loader import load_scenario, resolve
 from scenarios.model import Scenario
 from scenarios.registry import find_scenario, make_backend
+from scenarios.source import Location, Source
 from topologies.model import Sla
 from twin.backend import BackendError
 from twin.store import RunStore, StoreError, new_run_id
@@ -33,13 +34,11 @@ def read_scenario(scenario: str | Path | Scenario, fidelity: str, duration_s: fl
     make_backend(fidelity)
     if not isinstance(scenario, Scenario):
         scenario = load_scenario(find_scenario(str(scenario)), fidelity=fidelity, duration_s=duration_s)
-    changes: dict[str, Any] = {"fidelity": fidelity, "controllers": [], "assert": []}
-    if duration_s is not None:
-        changes["duration"] = duration_s
     if scenario.document:
-        return load_data({**scenario.document, **changes}, file=scenario.source)
+        kept = {**scenario.document, "fidelity": fidelity, "controllers": [], "assert": []}
+        return _loaded(replace(scenario, document=kept), seed=scenario.seed, duration_s=duration_s)
     if duration_s is not None:
-        raise ValueError(f"duration_s: scenario {scenario.name} has no document, so its load cannot be cut")
+        raise ValueError(f"duration_s: scenario {scenario.name} was not read from a file, so its load cannot be cut")
     return replace(scenario, fidelity=fidelity, controllers=(), assertions=())  # type: ignore[arg-type]
 
 
@@ -50,9 +49,14 @@ def reseeded(scenario: Scenario, seed: int) -> Scenario:
     """
     if seed == scenario.seed:
         return scenario
-    if scenario.document:
-        return load_data({**scenario.document, "seed": seed}, file=scenario.source)
-    return replace(scenario, seed=seed)
+    return _loaded(scenario, seed=seed) if scenario.document else replace(scenario, seed=seed)
+
+
+def _loaded(scenario: Scenario, *, seed: int, duration_s: float | None = None) -> Scenario:
+    duration_s = scenario.duration_s if duration_s is None else duration_s
+    # Given as overrides, as on the command line: events after the end of a shortened scenario are left out.
+    changes: dict[Location, tuple[str, Any]] = {("seed",): ("seed", seed), ("duration",): ("duration_s", duration_s)}
+    return resolve(Source(scenario.source, dict(scenario.document), {}).with_values(changes))
 
 
 def checked_options(options: Mapping[str, Any] | None) -> tuple[int | None, list[str]]:
@@ -133,6 +137,10 @@ class Episodes:
     def apply(self, actions: Sequence[Action]) -> list[Outcome]:
         """Carry out actions now, in order; one outcome each."""
         return self._running().apply(actions, self._agent)
+
+    def log(self, outcomes: Sequence[Outcome]) -> None:
+        """Record what never reached the network, with the reason."""
+        self._running().log(self._agent, outcomes)
 
     def step(self) -> Observation | str:
         """KPIs of one more interval, or why the network was lost; the episode is over then."""

@@ -126,13 +126,23 @@ def _plain(outcome: Outcome) -> dict[str, Any]:
     return {"entity": outcome.action.entity, "knob": outcome.action.knob, "value": outcome.action.value}
 
 
+def action_space(levers: int, kind: ActionType) -> spaces.Space[Any]:
+    """The space of :func:`agents.environments.slices.checked_action`."""
+    if kind == "multi_discrete":
+        return spaces.MultiDiscrete([3] * levers)
+    if kind == "discrete":
+        return spaces.Discrete(2 * levers + 1)
+    return spaces.Box(-1.0, 1.0, (levers,), dtype=np.float32)
+
+
 class SliceScalingEnv(gymnasium.Env[Vector, NDArray[Any]]):
     """One agent that scales the slices of a scenario, once per interval.
 
     ``scenario``: a library name, a file, or a loaded scenario; ``fidelity``: ``flow`` or
     ``emulation``; ``duration_s`` replaces the scenario's. ``knobs``, ``scope``, ``minimum``,
     ``maximum``, ``step``: see :class:`agents.environments.slices.Slices`. ``action_type``:
-    ``discrete`` (down, keep, up) or ``continuous`` (position in the range). ``sla_weight``,
+    ``multi_discrete`` (down, keep, up for every lever), ``discrete`` (one lever at a time) or
+    ``continuous`` (position in the range of every lever). ``sla_weight``,
     ``cost_weight``: of the reward. ``record``: a folder that gets one run per episode.
 
     ValueError (one line per mistake) for arguments and actions that do not fit,
@@ -152,7 +162,7 @@ class SliceScalingEnv(gymnasium.Env[Vector, NDArray[Any]]):
         minimum: Mapping[str, float] | None = None,
         maximum: Mapping[str, float] | None = None,
         step: Mapping[str, float] | None = None,
-        action_type: ActionType = "discrete",
+        action_type: ActionType = "multi_discrete",
         sla_weight: float = 1.0,
         cost_weight: float = 0.3,
         record: str | Path | None = None,
@@ -176,11 +186,7 @@ class SliceScalingEnv(gymnasium.Env[Vector, NDArray[Any]]):
         count = len(slices.entities)
         self.observation_space = spaces.Box(np.tile(low, count), np.tile(high, count), dtype=np.float32)
         levers = len(slices.levers)
-        self.action_space = (
-            spaces.MultiDiscrete([3] * levers)
-            if action_type == "discrete"
-            else spaces.Box(-1.0, 1.0, (levers,), dtype=np.float32)
-        )
+        self.action_space = action_space(levers, action_type)
 
     @property
     def scenario(self) -> Scenario:
@@ -230,7 +236,7 @@ class SliceScalingEnv(gymnasium.Env[Vector, NDArray[Any]]):
             raise gymnasium.error.ResetNeeded("the episode is over or was never begun: call reset()")
         levers = game.slices.levers
         values = checked_action(action, len(levers), game.action_type)
-        alive = game.step(dict(zip(levers, values.tolist(), strict=True)))
+        alive = game.step(dict(zip(levers, values, strict=True)))
         reward = game.reward(game.slices.mean(game.ratings)) if alive else -game.cost_weight
         truncated = alive and game.episodes.over
         return self._observation(), reward, not alive, truncated, game.info(game.slices.entities)

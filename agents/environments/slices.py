@@ -22,8 +22,8 @@ from twin.sla import LATENCY_KPIS, latency_s
 from twin.types import Action, Observation, Outcome
 
 Vector = NDArray[np.float32]
-ActionType = Literal["discrete", "continuous"]
-ACTION_TYPES: tuple[ActionType, ...] = ("discrete", "continuous")
+ActionType = Literal["multi_discrete", "discrete", "continuous"]
+ACTION_TYPES: tuple[ActionType, ...] = ("multi_discrete", "discrete", "continuous")
 DOWN, KEEP, UP = 0, 1, 2
 # KPI that says what is in force, and how much of the knob's unit one of the KPI's is.
 SCALED: dict[str, tuple[str, float]] = {
@@ -394,14 +394,29 @@ def _tidy(value: float) -> float:
     return round(value, 9)
 
 
-def checked_action(values: ArrayLike, count: int, kind: ActionType) -> NDArray[np.float64]:
-    """An action of an agent as an array of ``count`` numbers; ValueError (one line) when it is none."""
-    array = np.asarray(values)
-    if array.shape != (count,) or array.dtype.kind not in "iuf":
-        raise ValueError(f"action: must be {count} numbers, got shape {array.shape} of {array.dtype}")
-    low, high = (0, 2) if kind == "discrete" else (-1, 1)
-    allowed = "0 (down), 1 (keep) or 2 (up)" if kind == "discrete" else "in [-1, 1]"
-    for place, value in enumerate(array.tolist()):
-        if not (math.isfinite(value) and low <= value <= high) or (kind == "discrete" and value % 1):
-            raise ValueError(f"action[{place}]: must be {allowed}, got {value!r}")
-    return array.astype(np.float64)
+def checked_action(action: ArrayLike, count: int, kind: ActionType) -> list[float]:
+    """What an action means for each of ``count`` levers; ValueError (one line) when it is none.
+
+    DOWN, KEEP or UP, or for ``continuous`` a position in [-1, 1]. ``multi_discrete`` has one of the
+    three per lever; ``discrete`` moves at most one lever: 0 keeps all, 2 i + 1 is lever i down and
+    2 i + 2 lever i up.
+    """
+    array = np.asarray(action)
+    shape = () if kind == "discrete" else (count,)
+    if array.shape != shape or array.dtype.kind not in "iuf":
+        wanted = "one whole number" if kind == "discrete" else f"{count} numbers"
+        raise ValueError(f"action: must be {wanted}, got shape {array.shape} of {array.dtype}")
+    low, high, allowed = {
+        "multi_discrete": (0, 2, "0 (down), 1 (keep) or 2 (up)"),
+        "discrete": (0, 2 * count, f"a whole number in 0..{2 * count}"),
+        "continuous": (-1, 1, "in [-1, 1]"),
+    }[kind]
+    values = [float(value) for value in array.reshape(-1)]
+    for place, value in enumerate(values):
+        # NaN is in no range.
+        if not low <= value <= high or (kind != "continuous" and value % 1):
+            raise ValueError(f"action{'' if kind == 'discrete' else f'[{place}]'}: must be {allowed}, got {value:g}")
+    if kind == "discrete":
+        lever, up = divmod(int(values[0]) - 1, 2)
+        return [KEEP if values[0] == 0 or place != lever else (UP if up else DOWN) for place in range(count)]
+    return values

@@ -1,6 +1,6 @@
-"""Max-min fair rates for thousands of independent path allocations at once, as array functions.
+"""Max-min fair rates for thousands of independent path allocations or networks at once.
 
-B allocations of the same F flows to paths over L links; capacities and demands may differ per
+B allocations of flows to paths over links; demands, capacities and the network itself may differ per
 allocation. Every allocation is one network of its own: nothing is shared between rows.
 
 The rates are those of :func:`twin.flow.maxmin.max_min`, but links fill side by side instead of one
@@ -21,7 +21,11 @@ A link may be any resource that rates use up: with w_lf of resource l per unit o
 n_l is the sum of w_lf instead of a count, and T_l that of w_lf m_f. So PRBs of a cell or CPU of a node
 limit rates as links do.
 
-The same code runs on NumPy arrays and, where PyTorch is installed, on tensors of any device.
+The equations are written twice: as array operations, the same for NumPy and for PyTorch tensors of any
+device (:mod:`twin.flow.batched_arrays`), and row by row for Numba, whose compiled code also decides a
+single allocation in microseconds (:mod:`twin.flow.batched_compiled`). ``device`` chooses: None is the
+compiled code where Numba is installed and NumPy where it is not, ``"numpy"`` is NumPy, everything else
+names a PyTorch device (``"cpu"``, ``"cuda"``).
 """
 
 from __future__ import annotations
@@ -29,25 +33,20 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import sparse
+
+from twin.flow.batched_arrays import NumpyOps, Ops, TorchOps, fill
+from twin.flow.batched_tables import HUGE, HopTables, Reduced, Tables, reduced
 
 Array = NDArray[np.float64]
 # A link is full when less than this part of its capacity is left.
 _TOLERANCE = 1e-10
-# Above every rate and every share of a link, and far from overflow when added to one of them.
-_HUGE = 1e30
 _MOST_BPS = 1e24
 _LEAST_USAGE = 1e-24
-# Numbers per array of a chunk: what is worked on at once fits the second-level cache of a core, or
-# a few GB of a GPU.
-_CPU_CHUNK = 1 << 16
-_DEVICE_CHUNK = 1 << 26
-# Repacking the allocations that go on costs about half a round.
-_REPACK_BELOW = 0.6
 
 
 def efficiency(rates_bps: Array, demand_bps: Array) -> Array:
@@ -61,13 +60,13 @@ def efficiency(rates_bps: Array, demand_bps: Array) -> Array:
     return found
 
 
-def fairness(rates_bps: Array) -> Array:
+def fairness(rates_bps: Array, flows: ArrayLike | None = None) -> Array:
     """Jain's index (sum_f x_f)^2 / (F sum_f x_f^2) (NANCY D4.2 §4.2, equation 2).
 
-    ``rates_bps`` has shape (..., F); returns shape (...), in [1/F, 1]. Where all rates are 0 they are
-    equal: 1.
+    ``rates_bps`` has shape (..., F); returns shape (...), in [1/F, 1]. ``flows`` of shape (...) is F
+    where rows are padded with zeros. Where all rates are 0 they are equal: 1.
     """
-    squares = rates_bps.shape[-1] * (rates_bps**2).sum(axis=-1)
+    squares = (rates_bps.shape[-1] if flows is None else np.asarray(flows)) * (rates_bps**2).sum(axis=-1)
     found: Array = np.divide(rates_bps.sum(axis=-1) ** 2, squares, out=np.ones(squares.shape), where=squares > 0)
     return found
 
@@ -76,12 +75,11 @@ class BatchedFlows:
     """Flows that each take one of several paths over links of a network.
 
     ``paths[f][p]`` lists the indices of the links of path p of flow f; ``capacity_bps`` has shape
-    (L,), above 0; ``demand_bps`` has shape (F,), not negative. ``usage[f][p][h]`` is what one bit/s of
-    flow f takes of the capacity of link ``paths[f][p][h]``, above 0; 1 everywhere when it is None. Links
-    with other values have capacities in units of their own, e.g. PRBs with 1 / (bit/s per PRB), or
-    millicores with 1000 s of CPU time per bit. ``device`` is None for NumPy or a
-    PyTorch device (``"cpu"``, ``"cuda"``). ValueError names what does not fit, ModuleNotFoundError
-    says that PyTorch is not installed.
+    (L,), not negative: 0 is a link that is down. ``demand_bps`` has shape (F,), not negative.
+    ``usage[f][p][h]`` is what one bit/s of flow f takes of the capacity of link ``paths[f][p][h]``,
+    above 0; 1 everywhere when it is None. Links with other values have capacities in units of their
+    own, e.g. PRBs with 1 / (bit/s per PRB), or millicores with 1000 s of CPU time per bit. ``device``
+    as above. ValueError names what does not fit, ModuleNotFoundError says that PyTorch is not installed.
     """
 
     def __init__(
@@ -95,8 +93,6 @@ class BatchedFlows:
     ) -> None:
         self.capacity_bps = _checked("capacity_bps", capacity_bps, None)
         self.demand_bps = _checked("demand_bps", demand_bps, (len(paths),))
-        if not (self.capacity_bps > 0).all():
-            raise ValueError(f"capacity_bps: must be above 0, got {self.capacity_bps.min()}")
         self.paths = tuple(tuple(tuple(path) for path in choices) for choices in paths)
         self.links, self.flows = self.capacity_bps.size, len(self.paths)
         for flow, choices in enumerate(self.paths):
@@ -109,228 +105,308 @@ class BatchedFlows:
                     raise ValueError(f"flow {flow}: path {number} has a link outside 0..{self.links - 1}")
         self.usage = None if usage is None else _checked_usage(usage, self.paths)
         self.path_counts = np.array([len(choices) for choices in self.paths], dtype=np.int64)
-        self._ops: _Ops = _NumpyOps() if device is None else _TorchOps(device)
-        self._tables: dict[tuple[bool, bool], _Tables] = {}
+        self._ops = _ops(device)
+        self._reduced: dict[tuple[bool, bool], Reduced] = {}
+        self._fillings: dict[tuple[bool, bool], _Filling] = {}
+
+    @classmethod
+    def from_matrix(cls, usage: Array, capacity: ArrayLike, demand: ArrayLike, **more: Any) -> BatchedFlows:
+        """The model of what :func:`twin.flow.maxmin.max_min` takes: one path per flow.
+
+        ``usage`` has shape (resources, flows), not negative; the path of a flow crosses the resources
+        that it uses, in their order.
+        """
+        paths = [[np.flatnonzero(column).tolist()] for column in usage.T]
+        taken = [[column[path].tolist() for path in choices] for column, choices in zip(usage.T, paths, strict=True)]
+        return cls(paths, capacity, demand, usage=taken, **more)
 
     def rates(
         self,
-        allocations: ArrayLike,
+        allocations: Any,
         *,
-        demand_bps: ArrayLike | None = None,
-        capacity_bps: ArrayLike | None = None,
+        demand_bps: Any = None,
+        capacity_bps: Any = None,
         threads: int = 1,
-    ) -> Array:
+    ) -> Any:
         """Max-min fair rates, shape (B, F), in bit/s, of ``allocations``, shape (B, F): path indices.
 
         ``demand_bps`` of shape (B, F) and ``capacity_bps`` of shape (B, L) replace those of the model,
-        allocation by allocation. ``threads`` share the batch on the CPU. ValueError names an
-        allocation with a path that its flow does not have.
+        allocation by allocation. ``threads`` share the batch on the CPU. Gives a tensor on the model's
+        device when ``allocations`` is a tensor, else a NumPy array. ValueError names an allocation with
+        a path that its flow does not have.
         """
-        chosen = self._check(allocations)
-        batch = chosen.shape[0]
-        demand = None if demand_bps is None else _checked("demand_bps", demand_bps, (batch, self.flows))
-        capacity = None if capacity_bps is None else _checked("capacity_bps", capacity_bps, (batch, self.links))
-        if capacity is not None and not (capacity > 0).all():
-            raise ValueError(f"capacity_bps: must be above 0, got {capacity.min()}")
-        tables = self._tables_for(capacity is None, demand is None)
-        found = np.empty((batch, self.flows))
+        demand = None if demand_bps is None else _checked("demand_bps", demand_bps, (len(allocations), self.flows))
+        capacity = (
+            None if capacity_bps is None else _checked("capacity_bps", capacity_bps, (len(allocations), self.links))
+        )
+        key = capacity is None, demand is None
+        if key not in self._fillings:
+            self._fillings[key] = _Filling(
+                [self.reduced(*key)],
+                self.usage is not None,
+                self.path_counts[None],
+                self.demand_bps[None],
+                self.capacity_bps[None],
+                self._ops,
+            )
+        return self._fillings[key].rates(None, allocations, demand, capacity, threads)
 
-        def work(part: slice) -> None:
-            # np.take lets other threads run, indexing with an array does not.
-            rows = np.take(chosen[part].T, tables.order, axis=0)
-            row_demand = np.take((self.demand_bps[None] if demand is None else demand[part]).T, tables.order, axis=0)
-            row_capacity = (self.capacity_bps[None] if capacity is None else capacity[part])[:, tables.kept].T
-            filled = _fill(self._ops, tables, rows, row_demand, row_capacity)
-            found[part] = np.take(filled, tables.place_of, axis=0).T
+    def evaluate(
+        self, allocations: ArrayLike, *, demand_bps: ArrayLike | None = None, threads: int = 1
+    ) -> tuple[Array, Array]:
+        """Efficiency and fairness of every allocation, shapes (B,) and (B,); ``demand_bps`` as in :meth:`rates`."""
+        rates = self.rates(np.asarray(allocations), demand_bps=demand_bps, threads=threads)
+        return efficiency(rates, self.demand_bps if demand_bps is None else np.asarray(demand_bps)), fairness(rates)
 
-        parts = list(self._parts(batch, tables, threads))
-        if threads > 1 and len(parts) > 1:
-            with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(work, parts))
-        else:
-            for part in parts:
-                work(part)
-        return found
-
-    def evaluate(self, allocations: ArrayLike, *, threads: int = 1) -> tuple[Array, Array]:
-        """Efficiency and fairness of every allocation, shapes (B,) and (B,)."""
-        rates = self.rates(allocations, threads=threads)
-        return efficiency(rates, self.demand_bps), fairness(rates)
-
-    def _tables_for(self, same_capacity: bool, same_demand: bool) -> _Tables:
+    def reduced(self, same_capacity: bool, same_demand: bool) -> Reduced:
+        """Its links that matter, where capacities or demands are those of the model or differ per row."""
         key = same_capacity, same_demand
-        if key not in self._tables:
-            self._tables[key] = _Tables(
+        if key not in self._reduced:
+            self._reduced[key] = reduced(
                 self.paths,
                 self.usage,
                 self.capacity_bps if same_capacity else None,
                 self.demand_bps if same_demand else None,
             )
-        return self._tables[key]
-
-    def _parts(self, batch: int, tables: _Tables, threads: int) -> Iterator[slice]:
-        most = max(64, self._ops.chunk // max(1, len(tables.kept) + 1, self.flows))
-        size = min(most, -(-batch // max(1, threads)))
-        for start in range(0, batch, max(1, size)):
-            yield slice(start, min(batch, start + size))
-
-    def _check(self, allocations: ArrayLike) -> NDArray[np.int64]:
-        array = np.asarray(allocations)
-        if array.ndim != 2 or array.shape[1] != self.flows:
-            raise ValueError(f"allocations: shape must be (allocations, {self.flows}), got {array.shape}")
-        if array.dtype.kind not in "iu":
-            raise ValueError(f"allocations: must be whole numbers, got {array.dtype}")
-        if array.size and (array.min() < 0 or (array.max(axis=0) >= self.path_counts).any()):
-            row, flow = np.argwhere((array < 0) | (array >= self.path_counts))[0]
-            allowed = f"0..{self.path_counts[flow] - 1}"
-            raise ValueError(f"allocation {row}: flow {flow}: path must be in {allowed}, got {array[row, flow]}")
-        return array.astype(np.int64, copy=False)
+        return self._reduced[key]
 
 
-class _Tables:
-    """Lookup tables from path indices to links, without the links that can never be full.
+class JoinedFlows:
+    """N different networks: every allocation of a batch is of one of them.
 
-    A link is left out when the demands of all flows that may use it fit together, and when every path
-    over it also crosses another link that is always full earlier. A link that only one flow may use
-    becomes an upper bound on the rate of the paths over it, ``bound``. None for the capacity or the
-    demand means that they differ per allocation: nothing is left out on their account.
+    Flows and links are padded to the most of any network, F and L: ``flow_counts`` (N,) tells how many
+    are its own, ``path_counts`` (N, F) how many paths each flow has, 1 where there is no flow;
+    ``demand_bps`` has shape (N, F), 0 there, and ``capacity_bps`` (N, L). ``device`` as above.
     """
+
+    def __init__(self, models: Sequence[BatchedFlows], *, device: str | None = None) -> None:
+        if not models:
+            raise ValueError("models: needs at least one network, got none")
+        self.models = tuple(models)
+        self.networks = len(models)
+        self.flow_counts = np.array([model.flows for model in models], dtype=np.int64)
+        self.flows = int(self.flow_counts.max())
+        self.links = max(model.links for model in models)
+        self.path_counts = np.ones((self.networks, self.flows), dtype=np.int64)
+        self.demand_bps = np.zeros((self.networks, self.flows))
+        self.capacity_bps = np.zeros((self.networks, self.links))
+        for number, model in enumerate(models):
+            self.path_counts[number, : model.flows] = model.path_counts
+            self.demand_bps[number, : model.flows] = model.demand_bps
+            self.capacity_bps[number, : model.links] = model.capacity_bps
+        self._ops = _ops(device)
+        self._fillings: dict[tuple[bool, bool], _Filling] = {}
+
+    def rates(
+        self,
+        networks: Any,
+        allocations: Any,
+        *,
+        demand_bps: Any = None,
+        capacity_bps: Any = None,
+        threads: int = 1,
+    ) -> Any:
+        """Max-min fair rates, shape (B, F), in bit/s; 0 beyond the flows of a row's network.
+
+        ``networks`` has shape (B,): the number of each row's network. ``allocations`` has shape (B, F):
+        path indices, 0 beyond the flows of the network. ``demand_bps`` (B, F) and ``capacity_bps``
+        (B, L) replace those of the networks; what stands beyond their flows and links is not looked at.
+        Tensors as in :meth:`BatchedFlows.rates`. ValueError names what does not fit.
+        """
+        rows = len(allocations)
+        demand = None if demand_bps is None else _checked("demand_bps", demand_bps, (rows, self.flows))
+        capacity = None if capacity_bps is None else _checked("capacity_bps", capacity_bps, (rows, self.links))
+        key = capacity is None, demand is None
+        if key not in self._fillings:
+            self._fillings[key] = _Filling(
+                [model.reduced(*key) for model in self.models],
+                any(model.usage is not None for model in self.models),
+                self.path_counts,
+                self.demand_bps,
+                self.capacity_bps,
+                self._ops,
+            )
+        return self._fillings[key].rates(networks, allocations, demand, capacity, threads)
+
+    def evaluate(
+        self, networks: ArrayLike, allocations: ArrayLike, *, demand_bps: ArrayLike | None = None, threads: int = 1
+    ) -> tuple[Array, Array]:
+        """Efficiency and fairness of every allocation over the flows of its network, shapes (B,) and (B,)."""
+        which = np.asarray(networks)
+        rates = self.rates(which, np.asarray(allocations), demand_bps=demand_bps, threads=threads)
+        counts = self.flow_counts[which]
+        offered = self.demand_bps[which] if demand_bps is None else np.asarray(demand_bps, dtype=np.float64)
+        offered = np.where(np.arange(self.flows) < counts[:, None], offered, 0.0)
+        return efficiency(rates, offered), fairness(rates, counts)
+
+
+@cache
+def _fill_rows() -> Callable[..., int] | None:
+    """The compiled code, or None where Numba is not installed."""
+    try:
+        from twin.flow.batched_compiled import fill_rows
+    except ModuleNotFoundError as error:
+        if error.name not in ("numba", "llvmlite"):
+            raise
+        return None
+    return fill_rows
+
+
+def _ops(device: str | None) -> Ops | None:
+    """None is the compiled code."""
+    if device is None:
+        return None if _fill_rows() is not None else NumpyOps()
+    return NumpyOps() if device == "numpy" else TorchOps(device)
+
+
+class _Filling:
+    """Networks, joined in tables, and who fills them."""
 
     def __init__(
         self,
-        paths: Sequence[Sequence[Sequence[int]]],
-        usage: Sequence[Sequence[Sequence[float]]] | None,
-        capacity_bps: Array | None,
-        demand_bps: Array | None,
+        networks: list[Reduced],
+        weighted: bool,
+        path_counts: NDArray[np.int64],
+        demand_bps: Array,
+        capacity_bps: Array,
+        ops: Ops | None,
     ) -> None:
-        out: set[int] = set()
-        bound = [[_HUGE] * len(choices) for choices in paths]
-        links = {link for choices in paths for path in choices for link in path}
-        if capacity_bps is not None:
-            # What a unit of the rate of each path takes of each link, as a part of its capacity.
-            parts: dict[int, dict[tuple[int, int], float]] = {link: {} for link in links}
-            for flow, choices in enumerate(paths):
-                for number, path in enumerate(choices):
-                    for hop, link in enumerate(path):
-                        taken = 1.0 if usage is None else usage[flow][number][hop]
-                        parts[link][flow, number] = taken / float(capacity_bps[link])
-            for link, over in parts.items():
-                most: dict[int, float] = {}
-                for (flow, _), part in over.items():
-                    most[flow] = max(most.get(flow, 0.0), part)
-                if len(most) == 1:
-                    out.add(link)
-                    for (flow, number), part in over.items():
-                        bound[flow][number] = min(bound[flow][number], 1.0 / part)
-                elif demand_bps is not None and sum(demand_bps[flow] * part for flow, part in most.items()) <= 1:
-                    out.add(link)
-            for link in sorted(links):
-                # One at a time, against what is still in: of two equals, one stays.
-                others = links - out - {link}
-                if link not in out and any(
-                    all(parts[other].get(path, 0.0) >= part for path, part in parts[link].items()) for other in others
-                ):
-                    out.add(link)
-        self.kept = sorted(links - out)
-        place = {link: row for row, link in enumerate(self.kept)}
-        # Absent hops of shorter paths point to one more row, a link without limit.
-        nowhere = len(self.kept)
-        short = [[[place[link] for link in path if link in place] for path in choices] for choices in paths]
-        taken_of = [
-            [
-                [1.0 if usage is None else usage[flow][number][hop] for hop, link in enumerate(path) if link in place]
-                for number, path in enumerate(choices)
-            ]
-            for flow, choices in enumerate(paths)
-        ]
-        hops = [max(map(len, choices)) for choices in short]
-        # Flows with many hops first: those with at least h hops are then the first ones.
-        self.order = np.argsort([-count for count in hops], kind="stable")
-        self.place_of = np.argsort(self.order)
-        self.hops = np.array([hops[flow] for flow in self.order], dtype=np.int64)
-        self.with_hop = [int((self.hops > hop).sum()) for hop in range(max(hops, default=0))]
-        # Path p of the flow in row f has the place f * most + p in every table.
-        self.most = max(map(len, paths), default=1)
-        self.bound = np.full((len(paths), self.most), _HUGE)
-        self.next_link = [np.full((count, self.most), nowhere, dtype=np.int64) for count in self.with_hop]
-        self.next_usage = [np.ones((count, self.most)) for count in self.with_hop]
-        self.weighted = usage is not None
-        for row, flow in enumerate(self.order):
-            self.bound[row, : len(bound[flow])] = bound[flow]
-            for number, path in enumerate(short[flow]):
-                for hop, link in enumerate(path):
-                    self.next_link[hop][row, number] = link
-                    self.next_usage[hop][row, number] = taken_of[flow][number][hop]
-        # Sums of usages of growing flows are not below this; what is left of them by rounding is.
-        self.least_usage = min((float(hop.min()) for hop in self.next_usage), default=1.0)
+        self._tables = Tables(networks, weighted=weighted)
+        self._path_counts, self._demand = path_counts, demand_bps
+        self._absent = self._tables.kept < 0
+        self._kept = np.where(self._absent, 0, self._tables.kept)
+        self._capacity = np.where(self._absent, HUGE, np.take_along_axis(capacity_bps, self._kept, axis=1))
+        self._ops = ops
+        self._hops = None if ops is None else HopTables(self._tables)
+        self._bound = self._tables.bound.ravel()
+
+    def rates(self, networks: Any, allocations: Any, demand: Array | None, capacity: Array | None, threads: int) -> Any:
+        tables = self._tables
+        chosen = _whole("allocations", allocations)
+        if chosen.ndim != 2 or chosen.shape[1] != tables.flows:
+            raise ValueError(f"allocations: shape must be (allocations, {tables.flows}), got {tuple(chosen.shape)}")
+        which = None
+        if networks is not None:
+            which = _whole("networks", networks)
+            if which.shape != chosen.shape[:1]:
+                raise ValueError(f"networks: shape must be ({chosen.shape[0]},), got {tuple(which.shape)}")
+            if len(which) and not 0 <= int(which.min()) <= int(which.max()) < tables.networks:
+                raise ValueError(
+                    f"networks: must be in 0..{tables.networks - 1}, got {int(which.min())}..{int(which.max())}"
+                )
+        limits = None
+        if capacity is not None:
+            if which is None:
+                limits = np.ascontiguousarray(capacity[:, self._kept[0]])
+            else:
+                index = np.asarray(which.cpu()) if hasattr(which, "cpu") else which
+                kept = np.take_along_axis(capacity, self._kept[index], axis=1)
+                limits = np.ascontiguousarray(np.where(self._absent[index], HUGE, kept))
+        if self._ops is None:
+            return self._by_rows(which, np.asarray(chosen), demand, limits, threads)
+        return self._by_arrays(self._ops, which, chosen, demand, limits, threads)
+
+    def _by_rows(
+        self, which: Any, chosen: NDArray[np.int64], demand: Array | None, capacity: Array | None, threads: int
+    ) -> Array:
+        tables, compiled = self._tables, _fill_rows()
+        assert compiled is not None
+        batch = chosen.shape[0]
+        networks = np.zeros(batch, dtype=np.int64) if which is None else np.asarray(which)
+        found = np.empty((batch, tables.flows))
+
+        def work(part: slice) -> None:
+            wrong = compiled(
+                tables.hop_first, tables.hop_links, tables.hop_usages, self._bound,
+                self._path_counts, tables.flow_counts, tables.kept_counts, networks[part], chosen[part],
+                self._demand if demand is None else demand[part], demand is not None,
+                self._capacity if capacity is None else capacity[part], capacity is not None,
+                tables.flows, tables.most, _TOLERANCE, found[part],
+            )  # fmt: skip
+            if wrong >= 0:
+                row, flow = divmod(wrong, tables.flows)
+                self._refuse(part.start + row, flow, which, chosen)
+
+        _share(work, _parts(batch, -(-batch // max(1, threads))), threads)
+        return found
+
+    def _by_arrays(
+        self, ops: Ops, which: Any, allocations: Any, demand: Array | None, capacity: Array | None, threads: int
+    ) -> Any:
+        tables, hops = self._tables, self._hops
+        assert hops is not None
+        chosen, networks = ops.array(allocations), None if which is None else ops.array(which)
+        counts = ops.table(self, "_path_counts")
+        wrong = (chosen < 0) | (chosen >= (counts if networks is None else counts[networks]))
+        if bool(wrong.any()):
+            row, flow = divmod(int(ops.positions(wrong.reshape(-1))[0]), tables.flows)
+            self._refuse(row, flow, which, allocations)
+        batch = chosen.shape[0]
+        found = ops.zeros((batch, tables.flows))
+        steps = ops.array(tables.most * np.arange(tables.flows)[:, None])
+
+        def of_rows(name: str, part: slice) -> Any:
+            table = ops.table(self, name)
+            return table if networks is None else table[networks[part]]
+
+        def work(part: slice) -> None:
+            order, place_of = (ops.table(hops, name) for name in ("order", "place_of"))
+            places = steps
+            if networks is None:
+                order, place_of = order[0], place_of[0]
+            else:
+                order, place_of = order[networks[part]].T, place_of[networks[part]].T
+                places = steps + tables.flows * tables.most * networks[part]
+            row_demand = of_rows("_demand", part) if demand is None else ops.array(demand[part])
+            row_capacity = of_rows("_capacity", part) if capacity is None else ops.array(capacity[part])
+            places = ops.rows(chosen[part].T, order) + places
+            filled = fill(ops, hops, places, ops.rows(row_demand.T, order), row_capacity.T, _TOLERANCE)
+            found[part] = ops.rows(filled, place_of).T
+
+        most = max(64, ops.chunk // max(1, tables.rows + 1, tables.flows))
+        _share(work, _parts(batch, min(most, -(-batch // max(1, threads)))), threads)
+        return found if isinstance(found, type(allocations)) else ops.numpy(found)
+
+    def _refuse(self, row: int, flow: int, which: Any, chosen: Any) -> None:
+        allowed = int(self._path_counts[0 if which is None else int(which[row]), flow]) - 1
+        raise ValueError(f"allocation {row}: flow {flow}: path must be in 0..{allowed}, got {int(chosen[row, flow])}")
 
 
-def _fill(ops: _Ops, tables: _Tables, chosen: Any, demand: Any, capacity: Any) -> Array:
-    """Rates, shape (F, B), for path indices of shape (F, B); flows in the order of the tables.
-
-    ``demand`` has shape (F, B) or (F, 1), ``capacity`` (L, B) or (L, 1). Allocations are the last
-    axis, so that every step is one pass over contiguous memory.
-    """
-    flows, batch = chosen.shape
-    rows = capacity.shape[0] + 1
-    found = ops.zeros((flows, batch))
-    if not (flows and batch):
-        return ops.numpy(found)
-    chosen, demand, capacity = ops.array(chosen), ops.array(demand), ops.array(capacity)
-    places = chosen + ops.array(tables.most * np.arange(flows)[:, None])
-    limit = ops.minimum(ops.take(ops.array(tables.bound), places), demand)
-    left = ops.zeros((rows, batch)) + _HUGE
-    left[:-1] = capacity
-    slack = _TOLERANCE * left
-    links = ops.links(tables, places)
-    usages = [ops.take(ops.array(hop), places[: len(hop)]) for hop in tables.next_usage] if tables.weighted else None
-    total = ops.totals(tables, links, usages, rows)
-    growing = ops.zeros((flows, batch)) + 1.0
-    number = total(growing)
-    columns = None
-    for _ in range(flows):
-        share = left / ops.clip_below(number, 0.5 * tables.least_usage)
-        least = _least(ops, tables, limit, share, links)
-        share += (left - total(growing * least) > slack) * _HUGE
-        stops = (_least(ops, tables, limit, share, links) <= least) * growing
-        rates = stops * least
-        if columns is None:
-            found += rates
-        else:
-            found[:, columns] += rates
-        growing = growing - stops
-        going = ops.positions(growing.sum(0) > 0)
-        if len(going) == 0:
-            return ops.numpy(found)
-        # Rounding may leave a full link with less than nothing.
-        left = ops.clip_below(left - total(rates), 0.0)
-        number = number - total(stops)
-        if len(going) < _REPACK_BELOW * growing.shape[1]:
-            columns = going if columns is None else columns[going]
-            links = ops.repack(links, going)
-            growing, limit, number, left, slack = (
-                ops.columns(array, going) for array in (growing, limit, number, left, slack)
-            )
-            usages = usages and [ops.columns(hop, going) for hop in usages]
-            total = ops.totals(tables, links, usages, rows)
-    raise ArithmeticError("max-min filling did not end: every round stops at least one flow")
+def _share(work: Callable[[slice], None], parts: Iterator[slice], threads: int) -> None:
+    if threads > 1:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, parts))
+    else:
+        for part in parts:
+            work(part)
 
 
-def _least(ops: _Ops, tables: _Tables, limit: Any, share: Any, links: list[Any]) -> Any:
-    """The limit of every flow, or the least share of its links where that is less; shape (F, B)."""
-    least = ops.copy(limit)
-    for count, index in zip(tables.with_hop, links, strict=True):
-        least[:count] = ops.minimum(least[:count], ops.take(share, index))
-    return least
+def _parts(batch: int, size: int) -> Iterator[slice]:
+    for start in range(0, batch, max(1, size)):
+        yield slice(start, min(batch, start + size))
 
 
-def _checked(what: str, values: ArrayLike, shape: tuple[int, ...] | None) -> Array:
-    array = np.asarray(values, dtype=np.float64)
+def _whole(what: str, values: Any) -> Any:
+    """An array or tensor of int64, rows one after another."""
+    if hasattr(values, "is_floating_point"):
+        torch = importlib.import_module("torch")
+        if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+            raise ValueError(f"{what}: must be whole numbers, got {values.dtype}")
+        return values.to(torch.int64).contiguous()
+    array = np.asarray(values)
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"{what}: must be whole numbers, got {array.dtype}")
+    return np.ascontiguousarray(array, dtype=np.int64)
+
+
+def _checked(what: str, values: Any, shape: tuple[int, ...] | None) -> Array:
+    array = np.ascontiguousarray(values.cpu() if hasattr(values, "cpu") else values, dtype=np.float64)
     if array.ndim != 1 if shape is None else array.shape != shape:
         raise ValueError(f"{what}: shape must be {shape or '(links,)'}, got {array.shape}")
-    wrong = ~((array >= 0) & (array <= _MOST_BPS))
-    if wrong.any():
-        raise ValueError(f"{what}: must be in 0..{_MOST_BPS:g} bit/s, got {array[wrong][0]}")
+    # Written so that NaN is refused too.
+    if array.size and not (array.min() >= 0 and array.max() <= _MOST_BPS):
+        wrong = array[~((array >= 0) & (array <= _MOST_BPS))][0]
+        raise ValueError(f"{what}: must be in 0..{_MOST_BPS:g} bit/s, got {wrong}")
     return array
 
 
@@ -347,168 +423,3 @@ def _checked_usage(
                     allowed = f"{_LEAST_USAGE:g}..{1 / _LEAST_USAGE:g}"
                     raise ValueError(f"usage: flow {flow}: path {number}: must be in {allowed}, got {value}")
     return found
-
-
-# --- where the arrays live: what NumPy and PyTorch do not spell alike
-
-
-class _Ops(Protocol):
-    """``links`` are positions in flattened arrays of shape (rows, B), one array per hop."""
-
-    chunk: int
-
-    def zeros(self, shape: tuple[int, int]) -> Any: ...
-    def array(self, values: Any) -> Any: ...
-    def numpy(self, values: Any) -> Array: ...
-    def copy(self, values: Any) -> Any: ...
-    def minimum(self, one: Any, other: Any) -> Any: ...
-    def clip_below(self, values: Any, least: float) -> Any: ...
-    def positions(self, mask: Any) -> Any: ...
-    def columns(self, values: Any, positions: Any) -> Any: ...
-    def take(self, values: Any, index: Any) -> Any: ...
-    def links(self, tables: _Tables, places: Any) -> list[Any]: ...
-    def repack(self, links: list[Any], positions: Any) -> list[Any]: ...
-    def totals(
-        self, tables: _Tables, links: list[Any], usages: list[Any] | None, rows: int
-    ) -> Callable[[Any], Any]: ...
-
-
-class _NumpyOps:
-    """Arrays in the memory of the host."""
-
-    chunk = _CPU_CHUNK
-
-    def zeros(self, shape: tuple[int, int]) -> Array:
-        return np.zeros(shape)
-
-    def array(self, values: Any) -> Any:
-        return np.ascontiguousarray(values)
-
-    def numpy(self, values: Array) -> Array:
-        return values
-
-    def copy(self, values: Array) -> Array:
-        return values.copy()
-
-    def minimum(self, one: Array, other: Array) -> Array:
-        return np.minimum(one, other)
-
-    def clip_below(self, values: Array, least: float) -> Array:
-        return np.maximum(values, least)
-
-    def positions(self, mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-        return np.flatnonzero(mask)
-
-    def columns(self, values: Array, positions: NDArray[np.int64]) -> Array:
-        return np.take(values, positions, axis=1)
-
-    def take(self, values: Array, index: NDArray[np.int64]) -> Array:
-        # The indices are in range; clip is the mode that looks at them only once.
-        return np.take(values, index, mode="clip")
-
-    def links(self, tables: _Tables, places: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        batch = places.shape[1]
-        column = np.arange(batch)
-        found = []
-        for count, following in zip(tables.with_hop, tables.next_link, strict=True):
-            index = np.take(following * batch, places[:count], mode="clip")
-            index += column
-            found.append(index)
-        return found
-
-    def repack(self, links: list[NDArray[np.int64]], positions: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        column = np.arange(len(positions))
-        return [np.take(index, positions, axis=1) // index.shape[1] * len(positions) + column for index in links]
-
-    def totals(
-        self, tables: _Tables, links: list[NDArray[np.int64]], usages: list[Array] | None, rows: int
-    ) -> Callable[[Array], Array]:
-        # A sparse matrix of usages, a column per flow and allocation, its links below one another:
-        # adds twice as fast as np.bincount, and without the interpreter's lock.
-        if not links:
-            return lambda values: np.zeros((rows, values.shape[1]))
-        batch = links[0].shape[1]
-        index = np.empty(int(tables.hops.sum()) * batch, dtype=np.int32)
-        value = np.ones(index.size)
-        done = 0
-        for count in range(len(links), 0, -1):
-            same = slice(*np.searchsorted(-tables.hops, (-count, -count + 1)))
-            part = slice(done, done + count * batch * (same.stop - same.start))
-            for hop in range(count):
-                index[part].reshape(-1, batch, count)[..., hop] = links[hop][same]
-                if usages is not None:
-                    value[part].reshape(-1, batch, count)[..., hop] = usages[hop][same]
-            done = part.stop
-        ends = np.concatenate(([0], np.cumsum(np.repeat(tables.hops, batch)))).astype(np.int32)
-        shape = (rows * batch, len(tables.hops) * batch)
-        matrix = sparse.csc_array((value, index, ends), shape=shape)
-        return lambda values: (matrix @ values.ravel()).reshape(rows, batch)
-
-
-class _TorchOps:
-    """Tensors on a PyTorch device."""
-
-    chunk = _DEVICE_CHUNK
-
-    def __init__(self, device: str) -> None:
-        self.torch: Any = importlib.import_module("torch")
-        self.device = self.torch.device(device)
-        if self.device.type == "cpu":
-            self.chunk = _CPU_CHUNK
-
-    def zeros(self, shape: tuple[int, int]) -> Any:
-        return self.torch.zeros(shape, dtype=self.torch.float64, device=self.device)
-
-    def array(self, values: Any) -> Any:
-        return self.torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
-
-    def numpy(self, values: Any) -> Array:
-        found: Array = values.cpu().numpy()
-        return found
-
-    def copy(self, values: Any) -> Any:
-        return values.clone()
-
-    def minimum(self, one: Any, other: Any) -> Any:
-        return self.torch.minimum(one, other)
-
-    def clip_below(self, values: Any, least: float) -> Any:
-        return values.clamp(min=least)
-
-    def positions(self, mask: Any) -> Any:
-        return mask.nonzero().squeeze(1)
-
-    def columns(self, values: Any, positions: Any) -> Any:
-        return values[:, positions]
-
-    def take(self, values: Any, index: Any) -> Any:
-        return self.torch.take(values, index)
-
-    def links(self, tables: _Tables, places: Any) -> list[Any]:
-        batch = places.shape[1]
-        column = self.torch.arange(batch, device=self.device)
-        return [
-            self.take(self.array(following * batch), places[:count]) + column
-            for count, following in zip(tables.with_hop, tables.next_link, strict=True)
-        ]
-
-    def repack(self, links: list[Any], positions: Any) -> list[Any]:
-        column = self.torch.arange(len(positions), device=self.device)
-        return [index[:, positions] // index.shape[1] * len(positions) + column for index in links]
-
-    def totals(
-        self,
-        tables: _Tables,  # noqa: ARG002 as NumPy
-        links: list[Any],
-        usages: list[Any] | None,
-        rows: int,
-    ) -> Callable[[Any], Any]:
-        def total(values: Any) -> Any:
-            batch = values.shape[1]
-            found = self.torch.zeros(rows * batch, dtype=values.dtype, device=self.device)
-            for hop, index in enumerate(links):
-                part = values[: index.shape[0]]
-                found.index_add_(0, index.ravel(), (part if usages is None else part * usages[hop]).ravel())
-            return found.reshape(rows, batch)
-
-        return total

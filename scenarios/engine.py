@@ -25,6 +25,7 @@ from controllers.isolation import ControllerError, ControllerPool, Decision, Wor
 from scenarios.manifest import origin, resolved
 from scenarios.model import ControllerSpec, Scenario
 from topologies.model import Sla
+from twin import backhaul
 from twin.backend import Backend, BackendError, Session
 from twin.journal import boot_id, start_ticks
 from twin.knobs import SLA_KNOBS
@@ -94,6 +95,7 @@ class Episode:
         self._deterministic = backend.deterministic
         self._store = store
         self._sla = SlaMonitor(scenario.topology, scenario.load)
+        self._backhaul = backhaul.BackhaulMonitor(scenario.topology, scenario.load)
         self._events = sorted(scenario.events, key=lambda event: event.time_s)
         self._next_event = 0
         self._intervals = max(1, math.ceil(scenario.duration_s / scenario.interval_s - 1e-9))
@@ -185,6 +187,7 @@ class Episode:
                 outcomes.append(self._sla.apply(action, self.time_s))
             else:
                 outcomes.extend(self._open_session().apply([action]))
+        self._backhaul.note(outcomes)
         self.log(source, outcomes)
         return outcomes
 
@@ -209,14 +212,16 @@ class Episode:
         observed = session.advance(until_s)
         length_s, self.time_s = until_s - self.time_s, until_s
         self._done += 1
-        kpis = [kpi for kpi in observed.kpis if kpi.name not in DERIVED]
+        kpis = [kpi for kpi in observed.kpis if kpi.name not in (*DERIVED, *backhaul.DERIVED)]
         if not all(math.isfinite(kpi.value) for kpi in kpis):
             kpis = self._finite(kpis)
         if not self._deterministic:
             if not any(kpi.name == "engine_cpu_millicores" for kpi in kpis):
                 kpis.extend(self._engine_load(length_s))
             self._watch_host(observed)
-        kpis.extend(self._sla.derive(Observation(until_s, tuple(kpis))))
+        measured = Observation(until_s, tuple(kpis))
+        kpis.extend(self._sla.derive(measured))
+        kpis.extend(self._backhaul.derive(measured))
         observation = Observation(until_s, tuple(kpis))
         if self._store is not None:
             self._store.add_kpis(kpis)

@@ -2,7 +2,7 @@
 
 A network file (:mod:`topologies.iab`) has nodes, directed links and flows with demands. In a topology the
 nodes are switches of kind ``iab-node`` and ``iab-donor``, the links have a band, and the flows end at a host
-behind the donors; what the flows demand is traffic, not topology.
+behind the donors.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def scaled(network: IabNetwork, factor: float) -> IabNetwork:
 def from_network(network: IabNetwork, *, sink: str = "cu") -> Fragment:
     """Nodes, links, a host ``sink`` with a wired link from every donor, and the flows to it.
 
-    TopologyError when a name or a rate cannot stand in a topology. Demands are left behind.
+    TopologyError when a name or a rate cannot stand in a topology.
     """
     nodes: list[Node] = [(IabDonor if node.donor else IabNode)(name=node.id) for node in network.nodes]
     links = [
@@ -56,6 +56,7 @@ def from_network(network: IabNetwork, *, sink: str = "cu") -> Fragment:
             source=flow.source,
             sink=sink,
             paths=tuple(BackhaulPath(cast(Band, path.band), path.nodes) for path in flow.paths),
+            demand_bps=flow.demand_bps,
         )
         for flow in network.flows
     ]
@@ -63,8 +64,7 @@ def from_network(network: IabNetwork, *, sink: str = "cu") -> Fragment:
 
 
 def to_network(topology: Topology, demand_bps: Mapping[str, float] | None = None) -> IabNetwork:
-    """The IAB part of a topology with these demands, in bit/s by flow name; 0 for a flow that is not named."""
-    demands = demand_bps or {}
+    """The IAB part of a topology; ``demand_bps`` by flow name replaces the demands, 0 where a flow is not named."""
     return IabNetwork(
         tuple(
             iab.IabNode(node.name, donor=isinstance(node, IabDonor))
@@ -80,7 +80,7 @@ def to_network(topology: Topology, demand_bps: Mapping[str, float] | None = None
             iab.IabFlow(
                 flow.name,
                 flow.source,
-                demands.get(flow.name, 0.0),
+                flow.demand_bps if demand_bps is None else demand_bps.get(flow.name, 0.0),
                 tuple(iab.IabPath(path.band, path.nodes) for path in flow.paths),
             )
             for flow in topology.backhaul

@@ -311,6 +311,7 @@ class BackhaulFlow:
     """The traffic of one IAB node to ``sink``, a host that every donor at the end of a path has a wired link to.
 
     It takes one of ``paths`` at a time, at first ``paths[path_index]``; the knob ``path_index`` changes it.
+    ``demand_bps`` is what its source sends unless traffic is declared for it.
     """
 
     name: str
@@ -318,10 +319,12 @@ class BackhaulFlow:
     sink: str
     paths: tuple[BackhaulPath, ...]
     path_index: int = 0
+    demand_bps: float = 0.0
 
     def __post_init__(self) -> None:
         _check_name("backhaul flow", self.name)
         where = f"backhaul flow {self.name}"
+        _check_range(where, "demand_bps", self.demand_bps, 0)
         if not self.paths:
             raise TopologyError(f"{where}: has no path")
         for number, path in enumerate(self.paths):

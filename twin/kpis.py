@@ -216,6 +216,14 @@ KPIS: dict[str, KpiSpec] = {
         _spec("link_throughput_bps", "bit/s", "link", "measured", "", "bits carried, busier direction"),
         _spec("link_up", "1", "link", "measured", "", "1 when the link carries packets"),
         # IAB backhaul
+        _spec(
+            "link_utilisation_ratio",
+            "1",
+            "link",
+            "derived",
+            "",
+            "bits carried by a link with a band, divided by its capacity",
+        ),
         _spec("offered_bps", "bit/s", "flow", "measured", "", "IP bits that the source of a backhaul flow sent"),
         _spec("throughput_bps", "bit/s", "flow", "measured", "", "IP bits of a backhaul flow that reached its sink"),
         _spec("path_index", "1", "flow", "derived", "", "path that the backhaul flow takes, counted from 0"),

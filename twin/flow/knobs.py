@@ -72,7 +72,7 @@ def _node(network: Network, name: str, action: Action) -> str | None:
     state = network.nodes[name]
     node = network.topology.node(name)
     if isinstance(node, Switch | Host):
-        return f"{action.entity} {action.knob}: a {node.kind} has no container"
+        return f"{action.entity} {action.knob}: {_what(node)} has no container"
     match action.knob:
         case "cpu_millicores" if node.kind == "gnb":
             return f"{action.entity} cpu_millicores: set it on a slice; each slice's part of the gNB has its own limit"
@@ -90,7 +90,10 @@ def _node(network: Network, name: str, action: Action) -> str | None:
 
 
 def _what(node: object) -> str:
-    return f"service {node.service}" if isinstance(node, App) else f"a {getattr(node, 'kind', 'node')}"
+    if isinstance(node, App):
+        return f"service {node.service}"
+    kind: str = getattr(node, "kind", "node")
+    return f"{'an' if kind.startswith('iab') else 'a'} {kind}"
 
 
 def _link(network: Network, name: str, action: Action) -> str | None:

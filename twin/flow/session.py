@@ -15,6 +15,7 @@ from topologies.model import Topology
 from twin.backend import BackendError
 from twin.flow import constants as c
 from twin.flow import knobs
+from twin.flow.backhaul import Backhaul
 from twin.flow.delays import draw_delays
 from twin.flow.fluid import Fluid, Mask, Step
 from twin.flow.maxmin import Array
@@ -23,7 +24,7 @@ from twin.flow.requests import Servers
 from twin.flow.tally import Sample, Tally, attach_time_s
 from twin.load import Load
 from twin.streams import named_stream
-from twin.types import Action, Observation, Outcome, Probe
+from twin.types import Action, Kpi, Observation, Outcome, Probe
 
 
 class FlowBackend:
@@ -36,15 +37,20 @@ class FlowBackend:
     deterministic = True
 
     def open(self, topology: Topology, load: Load, *, seed: int) -> FlowSession:
-        """Raises BackendError when a flow cannot reach its application."""
-        return FlowSession(Network(topology, load, seed), load, seed)
+        """Raises BackendError when a flow cannot reach its application, or a demand has no flow."""
+        try:
+            backhaul = Backhaul(topology, load)
+        except ValueError as error:
+            raise BackendError(str(error)) from None
+        return FlowSession(Network(topology, load, seed), load, seed, backhaul)
 
 
 class FlowSession:
     """See :class:`twin.backend.Session`. Time passes only in :meth:`advance`."""
 
-    def __init__(self, network: Network, load: Load, seed: int) -> None:
+    def __init__(self, network: Network, load: Load, seed: int, backhaul: Backhaul) -> None:
         self._network = network
+        self._backhaul = backhaul
         self._load = load
         self._fluid = Fluid(network)
         self._servers = Servers(network)
@@ -85,8 +91,15 @@ class FlowSession:
         for start_s, stop_s in itertools.pairwise(edges):
             share = (stop_s - start_s) / (until_s - self._now_s)
             self._step(tally, start_s, stop_s - start_s, max(2, round(c.SAMPLES_PER_INTERVAL * share)))
+        carried = self._backhaul.carried(self._now_s, until_s, self._network.path_index, self._network.links)
         self._now_s = until_s
-        return Observation(until_s, tally.kpis(until_s, self._fluid))
+        kpis = list(tally.kpis(until_s, self._fluid, carried.link_bps))
+        for name, offered, delivered in zip(
+            self._backhaul.names, carried.offered_bps.tolist(), carried.throughput_bps.tolist(), strict=True
+        ):
+            kpis.append(Kpi(until_s, f"flow:{name}", "offered_bps", offered))
+            kpis.append(Kpi(until_s, f"flow:{name}", "throughput_bps", delivered))
+        return Observation(until_s, tuple(kpis))
 
     def close(self) -> None:
         """Nothing is held; later calls of ``advance`` fail."""

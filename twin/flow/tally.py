@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -48,11 +48,12 @@ class Tally:
     cqis: list[dict[str, int]] = field(default_factory=list)
     attaches: dict[str, list[float]] = field(default_factory=dict)
 
-    def kpis(self, time_s: float, fluid: Fluid) -> tuple[Kpi, ...]:
-        """All KPIs of the interval that ends at ``time_s``."""
-        return tuple(Kpi(time_s, entity, name, float(value)) for entity, name, value in self._rows(fluid))
+    def kpis(self, time_s: float, fluid: Fluid, backhaul_bps: Mapping[str, float]) -> tuple[Kpi, ...]:
+        """All KPIs of the interval that ends at ``time_s``; ``backhaul_bps``: what links carry of backhaul flows."""
+        rows = self._rows(fluid, backhaul_bps)
+        return tuple(Kpi(time_s, entity, name, float(value)) for entity, name, value in rows)
 
-    def _rows(self, fluid: Fluid) -> Iterator[tuple[str, str, float]]:
+    def _rows(self, fluid: Fluid, backhaul_bps: Mapping[str, float]) -> Iterator[tuple[str, str, float]]:
         net = self.network
         self._lengths = np.array([step.length_s for step in self.steps])
         self._span_s = float(self._lengths.sum())
@@ -74,7 +75,7 @@ class Tally:
         for name in net.nodes:
             yield from self._node(name)
         for name in net.links:
-            yield from self._link(name)
+            yield from self._link(name, backhaul_bps.get(name, 0.0))
         yield "run", "clock_lag_s", 0.0
 
     # ---- traffic of UEs and slices
@@ -258,7 +259,7 @@ class Tally:
                 load = served.app_load.get(name, 0.0)
             yield float(load >= _THROTTLED_LOAD)
 
-    def _link(self, name: str) -> Iterator[tuple[str, str, float]]:
+    def _link(self, name: str, backhaul_bps: float) -> Iterator[tuple[str, str, float]]:
         net = self.network
         entity, state = f"link:{name}", net.links[name]
         carried: dict[str, float] = {}
@@ -272,7 +273,7 @@ class Tally:
         ends_up = net.node_up(ends.a) and net.node_up(ends.b)
         yield entity, "link_up", float(state.up and ends_up)
         if ends_up:
-            yield entity, "link_throughput_bps", max(carried.values(), default=0.0) / self._span_s
+            yield entity, "link_throughput_bps", max(carried.values(), default=0.0) / self._span_s + backhaul_bps
         if state.bandwidth_bps is not None:
             yield entity, "bandwidth_limit_bps", state.bandwidth_bps
 

@@ -281,6 +281,26 @@ class PathSearches:
             self.allocation[changed, flow[changed]] = index[changed]
             self.slots[changed, flow[changed]] = slot[changed]
             self._evaluate(changed)
+        return self._score()
+
+    def measure(self, demand_bps: Array, rates_bps: Array, allocation: Integers) -> tuple[Array, Flags, Flags]:
+        """A step whose rates come from a network that runs, not from the model; returns what :meth:`step` does.
+
+        Demands and rates in bit/s and path indices of all rows, each of shape (B, F).
+        """
+        self.demand_bps[:] = demand_bps
+        self._offered = self.demand_bps.sum(axis=1)
+        self._active = (self.demand_bps > 0).sum(axis=1)
+        self._masks = None
+        self.allocation[:] = allocation
+        for row, space in enumerate(self.spaces):
+            self.slots[row] = space.slot_of[np.arange(self.flows), allocation[row]]
+        self._judge(self._rows, np.asarray(rates_bps, dtype=np.float64))
+        self.step_count += 1
+        return self._score()
+
+    def _score(self) -> tuple[Array, Flags, Flags]:
+        """Rewards and ends of all rows; takes the present figures into the bounds and the best."""
         values = np.stack((self.efficiency, self.fairness))
         np.minimum(self.least, values, out=self.least)
         np.maximum(self.largest, values, out=self.largest)
@@ -327,6 +347,10 @@ class PathSearches:
             for place, row in enumerate(rows):
                 part = slice(place, place + 1)
                 rates[part] = self.spaces[row].model.rates(allocation[part], demand_bps=demand[part])
+        self._judge(rows, rates)
+
+    def _judge(self, rows: Integers, rates: Array) -> None:
+        """Take in the rates of some rows, shape (rows, F), and their criteria."""
         self.rates_bps[rows] = rates
         carried = rates.sum(axis=1)
         offered, squares = self._offered[rows], self._active[rows] * np.einsum("bf,bf->b", rates, rates)

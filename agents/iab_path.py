@@ -249,10 +249,13 @@ class PathSearches:
         self._active = (self.demand_bps > 0).sum(axis=1)
         self._masks: Flags | None = None
         self._evaluate(where)
-        self.best_allocation[where] = self.allocation[where]
-        self.best_objective[where], self.best_efficiency[where], self.best_fairness[where] = (
-            values[where] for values in (self.objective, self.efficiency, self.fairness)
-        )
+        self._keep(where)
+
+    def _keep(self, rows: Integers) -> None:
+        """The present allocations of some rows are the best of their episodes."""
+        self.best_allocation[rows] = self.allocation[rows]
+        self.best_objective[rows] = self.objective[rows]
+        self.best_efficiency[rows], self.best_fairness[rows] = self.efficiency[rows], self.fairness[rows]
 
     def step(self, actions: NDArray[np.integer[Any]]) -> tuple[Array, Flags, Flags]:
         """One action per row, shape (B,): rewards in [-2, 2], ``terminated`` and ``truncated``, each (B,).
@@ -276,31 +279,34 @@ class PathSearches:
         known = index >= 0
         self.refused += ~known
         changed = np.flatnonzero(known & (self.slots[self._rows, flow] != slot))
-        self.step_count += 1
         if len(changed):
             self.allocation[changed, flow[changed]] = index[changed]
             self.slots[changed, flow[changed]] = slot[changed]
             self._evaluate(changed)
-        return self._score()
+        return self.score()
 
-    def measure(self, demand_bps: Array, rates_bps: Array, allocation: Integers) -> tuple[Array, Flags, Flags]:
-        """A step whose rates come from a network that runs, not from the model; returns what :meth:`step` does.
+    def measure(self, demand_bps: Array, rates_bps: Array, allocation: Integers, *, begin: bool = False) -> None:
+        """Take demands, rates and paths from a network that runs, not from the model; :meth:`score` follows.
 
-        Demands and rates in bit/s and path indices of all rows, each of shape (B, F).
+        Bit/s and path indices of all rows, each of shape (B, F). With ``begin`` new episodes begin with
+        what was measured.
         """
+        if begin:
+            self.restart(demand_bps)
         self.demand_bps[:] = demand_bps
         self._offered = self.demand_bps.sum(axis=1)
         self._active = (self.demand_bps > 0).sum(axis=1)
         self._masks = None
         self.allocation[:] = allocation
         for row, space in enumerate(self.spaces):
-            self.slots[row] = space.slot_of[np.arange(self.flows), allocation[row]]
+            self.slots[row] = space.slot_of[np.arange(self.flows), self.allocation[row]]
         self._judge(self._rows, np.asarray(rates_bps, dtype=np.float64))
-        self.step_count += 1
-        return self._score()
+        if begin:
+            self._keep(self._rows)
 
-    def _score(self) -> tuple[Array, Flags, Flags]:
-        """Rewards and ends of all rows; takes the present figures into the bounds and the best."""
+    def score(self) -> tuple[Array, Flags, Flags]:
+        """Count a step of every row and rate the present figures; see :meth:`step`."""
+        self.step_count += 1
         values = np.stack((self.efficiency, self.fairness))
         np.minimum(self.least, values, out=self.least)
         np.maximum(self.largest, values, out=self.largest)
@@ -309,9 +315,7 @@ class PathSearches:
         reward: Array = (1 + self.gamma) * scaled[0] + (1 - self.gamma) * scaled[1]
         better = np.flatnonzero(self.objective > self.best_objective)
         if len(better):
-            self.best_allocation[better] = self.allocation[better]
-            self.best_objective[better] = self.objective[better]
-            self.best_efficiency[better], self.best_fairness[better] = self.efficiency[better], self.fairness[better]
+            self._keep(better)
         terminated = self.objective >= 2 - _ROUNDING
         return reward, terminated, (self.step_count >= self.episode_steps) & ~terminated
 

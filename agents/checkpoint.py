@@ -1,0 +1,80 @@
+"""Checkpoint files: arrays and a JSON description in one ``.npz``, written at once or not at all.
+
+A checkpoint is read without running code from it: NumPy arrays of numbers (``allow_pickle`` is off) and
+text. Key ``meta`` is the description, UTF-8 JSON as bytes; ``format`` and ``version`` are checked here,
+everything else by the agent that wrote it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FORMAT = "twinbed-checkpoint"
+VERSION = 1
+_META = "meta"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used here; one line that names the file and the difference."""
+
+
+def write(path: Path, agent: str, meta: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write a checkpoint; the file appears under its name when it is complete.
+
+    The same content gives the same bytes. CheckpointError when it cannot be written.
+    """
+    description = {"format": FORMAT, "version": VERSION, "agent": agent, **meta}
+    text = json.dumps(description, sort_keys=True, separators=(",", ":"))
+    packed: dict[str, Any] = {_META: np.frombuffer(text.encode(), dtype=np.uint8), **arrays}
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **packed)
+    write_whole(path, buffer.getvalue())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file such that a reader, or a kill at any moment, finds the old content or the new."""
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        with new.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def read(path: Path, agent: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Description and arrays of a checkpoint of ``agent``; CheckpointError names what is wrong."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile) or _META not in file.files:
+                raise CheckpointError(f"{path}: is not a checkpoint of TwinBed")
+            arrays = {name: file[name] for name in file.files}
+        meta = json.loads(bytes(arrays.pop(_META)).decode())
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path}: is not a checkpoint of TwinBed, or is damaged") from None
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: is not a checkpoint of TwinBed")
+    if meta.get("version") != VERSION:
+        raise CheckpointError(f"{path}: has format version {meta.get('version')}, this program reads {VERSION}")
+    if meta.get("agent") != agent:
+        raise CheckpointError(f"{path}: is a checkpoint of {meta.get('agent')}, not of {agent}")
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise CheckpointError(f"{path}: array {name} has values that are no numbers")
+    return meta, arrays

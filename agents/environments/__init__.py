@@ -15,6 +15,9 @@ except ModuleNotFoundError as error:
         "agents.environments needs pip install 'twinbed[learning]': gymnasium is not installed", name="gymnasium"
     ) from None
 
+gymnasium.register(id="twinbed/SliceScaling-v0", entry_point="agents.environments.slice_scaling:SliceScalingEnv")
 gymnasium.register(
-    id="twinbed/SliceScaling-v0", entry_point="agents.environments.slice_scaling:SliceScalingEnv", order_enforce=True
+    id="twinbed/IabPath-v0",
+    entry_point="agents.environments.iab_path:IabPathEnv",
+    vector_entry_point="agents.environments.iab_path:IabPathVectorEnv",
 )

@@ -115,14 +115,15 @@ class SliceScaling:
             "satisfaction": {entity: self.ratings[entity].satisfaction for entity in entities},
             "cost": {entity: self.ratings[entity].cost for entity in entities},
             "values": {name: value for name, value in self.slices.values.items() if name.partition(" ")[0] in entities},
-            "applied": [_plain(outcome) for outcome in outcomes if outcome.applied],
-            "refused": [{**_plain(outcome), "reason": outcome.reason} for outcome in outcomes if not outcome.applied],
+            "applied": [plain(outcome) for outcome in outcomes if outcome.applied],
+            "refused": [{**plain(outcome), "reason": outcome.reason} for outcome in outcomes if not outcome.applied],
             "status": status,
             "reason": reason,
         }
 
 
-def _plain(outcome: Outcome) -> dict[str, Any]:
+def plain(outcome: Outcome) -> dict[str, Any]:
+    """What was wanted, for ``info``."""
     return {"entity": outcome.action.entity, "knob": outcome.action.knob, "value": outcome.action.value}
 
 

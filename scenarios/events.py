@@ -170,6 +170,13 @@ class EventReader:
             node = self.topology.node(name)
             if not (isinstance(node, App) and node.service == "request"):
                 return f"replicas acts on applications with service request, got {action.entity}"
+        if action.knob == "path_index":
+            last = len(self.topology.backhaul_named(name).paths) - 1
+            if float(action.value) > last:
+                return (
+                    f"{action.entity} path_index must be at most {last} (the flow has {last + 1} paths), "
+                    f"got {action.value}"
+                )
         if action.knob == "path":
             upf = slice_upf(self.topology, name)
             for group in self.topology.of_kind(Ue):

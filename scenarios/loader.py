@@ -14,21 +14,23 @@ from typing import TYPE_CHECKING, Any
 from controllers.base import ControllerContext
 from scenarios import units
 from scenarios.assertions import AssertionFormatError, parse_assertion
+from scenarios.backhaul import backhaul_spec
 from scenarios.document import check_document, document_data, dump_document
 from scenarios.errors import Problem, ScenarioFileError, nearest, unknown
 from scenarios.events import EventReader, canonical, entities_of
 from scenarios.model import Assertion, ControllerSpec, Scenario
 from scenarios.network import NetworkReader
 from scenarios.registry import UnknownNameError, check_controller, controller_class, is_builtin
-from scenarios.schema import ScenarioFile, TelecomItaliaProfile
+from scenarios.schema import BackhaulTraffic, ScenarioFile, TelecomItaliaProfile, TrafficEntry
 from scenarios.source import Location, Source, dotted, read_source
 from scenarios.units import UnitError
 from topologies.model import App, Topology, TopologyError, Ue
 from topologies.paths import default_path, slice_upf
-from twin.load import Flow, Load
+from twin.load import BackhaulDemand, Flow, Load
 
 if TYPE_CHECKING:
     from traces.model import Trace
+    from twin.realise_backhaul import BackhaulSpec
 
 TRACE_PREFIX = "traces:"
 DEFAULT_PACKET_BYTES = {"stream": 1200, "telemetry": 200, "request": 200}
@@ -214,16 +216,31 @@ def _assertions(
 
 
 def _load(source: Source, document: ScenarioFile, topology: Topology, problems: list[Problem]) -> Load:
+    from twin.realise_backhaul import realise_backhaul
+
     flows: list[Flow] = []
+    specs: list[BackhaulSpec] = []
+    backhaul: tuple[BackhaulDemand, ...] = ()
     seen: dict[str, int] = {}
     for index, entry in enumerate(document.traffic):
         reader = _TrafficReader(source, document, topology, index)
         if entry.name in seen:
             reader.report("name", f"duplicate name {entry.name!r}, first used by traffic[{seen[entry.name]}]")
         seen.setdefault(entry.name, index)
-        flows += reader.flows()
+        if isinstance(entry, BackhaulTraffic):
+            spec = backhaul_spec(entry, document, topology, reader.trace_files, reader.report)
+            specs += [] if spec is None else [spec]
+            try:
+                backhaul = realise_backhaul(specs, topology, duration_s=document.duration, seed=document.seed)
+            except ValueError as error:
+                problems.append(source.problem(("traffic", index), str(error)))
+                specs.pop()
+        else:
+            flows += reader.flows(entry)
         problems += reader.problems
-    return Load(flows=tuple(flows), duration_s=document.duration)
+    if not specs and topology.backhaul:
+        backhaul = realise_backhaul((), topology, duration_s=document.duration, seed=document.seed)
+    return Load(flows=tuple(flows), duration_s=document.duration, backhaul=backhaul)
 
 
 class _TrafficReader:
@@ -234,23 +251,21 @@ class _TrafficReader:
         self.document = document
         self.topology = topology
         self.index = index
-        self.entry = document.traffic[index]
         self.problems: list[Problem] = []
 
     def report(self, key: str, text: str) -> None:
         location: Location = ("traffic", self.index, *key.split("."))
         self.problems.append(self.source.problem(location, f"{dotted(location)}: {text}"))
 
-    def flows(self) -> Sequence[Flow]:
+    def flows(self, entry: TrafficEntry) -> Sequence[Flow]:
         """The flows of this entry; empty when there are problems."""
         from twin.realise import TrafficSpec, realise
 
-        entry = self.entry
-        app = self._app()
+        app = self._app(entry)
         if app is None:
             return ()
-        rate = self._rate(app)
-        trace = self._trace()
+        rate = self._rate(entry, app)
+        trace = self._trace(entry)
         if self.problems:
             return ()
         spec = TrafficSpec(
@@ -271,9 +286,9 @@ class _TrafficReader:
             self.problems.append(self.source.problem(location, str(error)))
             return ()
 
-    def _app(self) -> App | None:
+    def _app(self, entry: TrafficEntry) -> App | None:
         """The application, when it exists, the UE group does, and there is a path between them."""
-        entry, topology = self.entry, self.topology
+        topology = self.topology
         groups = {ue.name: ue for ue in topology.of_kind(Ue)}
         apps = {app.name: app for app in topology.of_kind(App)}
         if entry.ues not in groups:
@@ -290,33 +305,33 @@ class _TrafficReader:
             self.report("app", f"unreachable slice {name}: no path from UPF {upf} to application {entry.app}")
         return apps[entry.app]
 
-    def _rate(self, app: App) -> float | None:
-        if self.entry.rate is None:
+    def _rate(self, entry: TrafficEntry, app: App) -> float | None:
+        if entry.rate is None:
             return None
         quantity = units.REQUEST_RATE if app.service == "request" else units.BIT_RATE
         try:
-            return quantity.parse(self.entry.rate)
+            return quantity.parse(entry.rate)
         except UnitError as error:
             self.report("rate", f"{error} (the service of {app.name} is {app.service})")
             return None
 
-    def _trace(self) -> Trace | None:
+    def _trace(self, entry: TrafficEntry) -> Trace | None:
         from traces.model import TraceError
         from traces.profiles import ProfileContext, build
         from twin.streams import named_stream
 
-        profile = self.entry.profile
+        profile = entry.profile
         if profile is None:
             return None
         params = profile.model_dump(exclude_unset=True, exclude_none=True, exclude={"kind"})
         if isinstance(profile, TelecomItaliaProfile):
-            files = self._trace_files([profile.file] if isinstance(profile.file, str) else profile.file)
+            files = self.trace_files([profile.file] if isinstance(profile.file, str) else profile.file)
             if files is None:
                 return None
             params["file"] = files
         context = ProfileContext(
             duration_s=self.document.duration,
-            rng=named_stream(self.document.seed, f"profile/{self.entry.name}"),
+            rng=named_stream(self.document.seed, f"profile/{entry.name}"),
             compression=self.document.time_compression,
         )
         try:
@@ -327,7 +342,8 @@ class _TrafficReader:
             self.report("profile.file", f"cannot be read: {error.strerror}")
         return None
 
-    def _trace_files(self, names: Sequence[str]) -> list[str] | None:
+    def trace_files(self, names: Sequence[str]) -> list[str] | None:
+        """Where these trace files are; None when one is missing, which is reported."""
         files = []
         for name in names:
             found = trace_file(self.source.file, name)

@@ -30,6 +30,7 @@ def resolved(scenario: Scenario) -> dict[str, object]:
         "duration_s": scenario.load.duration_s,
         "flows": len(scenario.load.flows),
         "activities": sum(len(flow.activities) for flow in scenario.load.flows),
+        "backhaul_flows": len(scenario.load.backhaul),
         "sha256": hashlib.sha256(load).hexdigest(),
     }
     return content

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from scenarios import units
+from scenarios.backhaul import backhaul_flow
 from scenarios.errors import Problem, nearest, unknown
 from scenarios.schema import (
     AppNode,
+    BackhaulEntry,
     ComputeResources,
     ContainerNode,
     GnbNode,
@@ -21,6 +25,7 @@ from scenarios.schema import (
     ScenarioFile,
     SliceEntry,
     SwitchNode,
+    TrafficEntry,
     UeNode,
     UpfNode,
 )
@@ -114,6 +119,8 @@ class NetworkReader:
             self._add_node(("topology", "nodes", name), name, settings)
         for index, link in enumerate(self.document.topology.links):
             self._add_link(("topology", "links", index), link)
+        for index, flow in enumerate(self.document.topology.backhaul):
+            self._add_backhaul(("topology", "backhaul", index), flow)
         if not self._nodes and not self.problems:
             self.report(("topology",), "no nodes: a topology needs nodes or builders")
         self._check_links()
@@ -132,7 +139,7 @@ class NetworkReader:
                 backhaul=tuple(flow for flow, _ in self._backhaul),
             )
         except TopologyError as error:
-            self.report(("topology",), str(error))
+            self.problems.append(self.source.problem(self._place_of(str(error)), str(error)))
             return None
         self._check_reachable(topology)
         return None if self.problems else topology
@@ -190,13 +197,17 @@ class NetworkReader:
         wanted = str(builder.parameters[argument].annotation)
         checks: dict[str, tuple[type | tuple[type, ...], str]] = {
             "int": (int, "a whole number"),
+            "float": ((int, float), "a number"),
             "str": (str, "text"),
+            "Path": (str, "the path of a file"),
             "Sequence": (list, "a list"),
             "Mapping": (dict, "a mapping"),
         }
         for start, (kinds, words) in checks.items():
             if wanted.startswith(start) and (not isinstance(value, kinds) or isinstance(value, bool)):
                 raise TopologyError(f"got {value!r}, allowed {words}")
+        if wanted.startswith("Path"):
+            return Path(self.source.file).parent / value
         if isinstance(value, dict):
             return {key: self._node_settings(item) for key, item in value.items()}
         return value
@@ -321,6 +332,29 @@ class NetworkReader:
                     )
                 seen.setdefault((node, interface), location)
 
+    # --- backhaul
+
+    def _add_backhaul(self, location: Location, entry: BackhaulEntry) -> None:
+        try:
+            flow = backhaul_flow(entry, [node for node, _ in self._nodes.values()], [link for link, _ in self._links])
+        except TopologyError as error:
+            key = "path_index" if "path_index" in str(error) else "source" if "source" in str(error) else "paths"
+            self.problems.append(self.source.problem((*location, key), f"{dotted(location)}: {error}"))
+            return
+        self._backhaul.append((flow, location))
+
+    def _place_of(self, text: str) -> Location:
+        """Where in the file stands what an error of the finished topology is about."""
+        for link, location in self._links:
+            if text.startswith(f"link {link.name}:"):
+                return location
+        for flow, location in self._backhaul:
+            if text.startswith(f"backhaul flow {flow.name}:"):
+                key = next((key for key in ("source", "sink") if f": {key} must" in text), "paths")
+                number = re.search(r": path (\d+):", text)
+                return (*location, key, int(number[1])) if number and key == "paths" else (*location, key)
+        return ("topology",)
+
     # --- slices
 
     def _slices(self) -> tuple[Slice, ...]:
@@ -389,7 +423,8 @@ class NetworkReader:
         for name, entry in self.document.slices.items():
             groups = {node.name for node, _ in self._nodes.values() if isinstance(node, Ue) and node.slice == name}
             upfs = [node.name for node, _ in self._nodes.values() if isinstance(node, Upf) and node.slice == name]
-            apps = list(dict.fromkeys(item.app for item in self.document.traffic if item.ues in groups))
+            users = [item for item in self.document.traffic if isinstance(item, TrafficEntry)]
+            apps = list(dict.fromkeys(item.app for item in users if item.ues in groups))
             for segment, targets, limits in (
                 ("core", upfs, entry.resources.core),
                 ("edge", apps, entry.resources.edge),

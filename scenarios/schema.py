@@ -222,6 +222,48 @@ class BuilderEntry(Strict):
     with_: dict[str, Any] = Field(default_factory=dict, alias="with", description="its settings")
 
 
+class BackhaulPathEntry(Strict):
+    """A route of one band from the flow's source to a donor."""
+
+    band: Literal["mmwave", "sub6"] = Field(description="band of all its links")
+    nodes: Annotated[tuple[str, ...], BeforeValidator(_read_list)] = Field(
+        description="from the source to a donor, both included"
+    )
+
+
+class BackhaulPathChoice(Strict):
+    """Up to k paths per band, Sub-6 first, chosen by a heuristic for all IAB nodes together."""
+
+    k: int = Field(ge=1, le=64, description="most paths per band")
+    heuristic: Literal["shortest", "last_hop", "least_common"] = Field(
+        default="least_common", description="how they are chosen among all (default least_common)"
+    )
+
+
+def _paths_form(given: object) -> str:
+    return "choice" if isinstance(given, dict | BackhaulPathChoice) else "list"
+
+
+AnyPaths = Annotated[
+    Annotated[BackhaulPathChoice, Tag("choice")]
+    | Annotated[tuple[BackhaulPathEntry, ...], BeforeValidator(_read_list), Tag("list")],
+    Discriminator(_paths_form),
+]
+
+
+class BackhaulEntry(Strict):
+    """The backhaul flow of one IAB node."""
+
+    source: str = Field(description="the IAB node")
+    sink: str = Field(description="a host with a wired link from every donor in which a path ends")
+    name: Name | None = Field(default=None, description="name of the flow (default f-SOURCE)")
+    paths: AnyPaths = Field(description="the paths it may take, or how to choose them")
+    path_index: int | None = Field(default=None, ge=0, description="the path at time 0, counted from 0 (default 0)")
+    demand: BitRate | None = Field(
+        default=None, description="what it sends all the time, unless traffic of kind backhaul says otherwise"
+    )
+
+
 class TopologyEntry(Strict):
     """Nodes and links, written out or made by builders."""
 
@@ -230,6 +272,9 @@ class TopologyEntry(Strict):
     )
     nodes: dict[Name, AnyNode] = Field(default_factory=dict, description="name -> node")
     links: Annotated[tuple[LinkEntry, ...], BeforeValidator(_read_list)] = Field(default=(), description="the links")
+    backhaul: Annotated[tuple[BackhaulEntry, ...], BeforeValidator(_read_list)] = Field(
+        default=(), description="the flows of IAB nodes"
+    )
 
 
 # --- slices -------------------------------------------------------------------------------------
@@ -408,6 +453,88 @@ class TrafficEntry(Strict):
     min_session: Duration = Field(default=0.0, description="shortest time that a UE stays active")
 
 
+class BackhaulConstant(Strict):
+    """The same rate all the time."""
+
+    kind: Literal["constant"]
+    rate: BitRate = Field(description="of each flow, e.g. 5Mbps")
+
+
+class BackhaulRandom(Strict):
+    """A random traffic matrix, drawn anew every so often: active with a probability, rate uniform."""
+
+    kind: Literal["random"]
+    low: BitRate = Field(description="lowest rate of an active flow")
+    high: BitRate = Field(description="highest rate of an active flow")
+    active: Ratio = Field(default=1.0, description="probability that a flow is active (default 1)")
+    every: PositiveDuration | None = Field(
+        default=None, description="time between two matrices (default the whole run)"
+    )
+
+
+class _BackhaulActivity(Strict):
+    """Keys of profiles that play an activity per node: exactly one of the two rates must be given."""
+
+    cells: Annotated[tuple[int, ...], BeforeValidator(_read_list)] = Field(
+        min_length=1, description="square ids of the Milan grid, 1 to 10000; the flows take them in turns"
+    )
+    peak_rate: BitRate | None = Field(
+        default=None, description="rate of each flow at the highest value of the played part"
+    )
+    mean_rate: BitRate | None = Field(default=None, description="mean rate of each flow over the played part")
+    start_hour: float | None = Field(
+        default=None, ge=0, description="where in the trace the run starts, in hours (default 0)"
+    )
+
+
+class BackhaulTelecomItalia(_BackhaulActivity):
+    """Activity of squares in files of Telecom Italia's format; sped up by time_compression."""
+
+    kind: Literal["telecom_italia"]
+    file: str | Annotated[list[str], Field(min_length=1)] = Field(
+        description="path beside the scenario file, or traces:NAME for a file that TwinBed brings; or a list of these"
+    )
+    column: str | None = Field(default=None, description="column of the file (default internet)")
+
+
+class BackhaulTelecomItaliaSynthetic(_BackhaulActivity):
+    """Made-up activity with the published statistics of Telecom Italia's data; seeded, sped up likewise."""
+
+    kind: Literal["telecom_italia_synthetic"]
+    first_day: str | None = Field(default=None, description="first day, for the weekend factor (default 2013-11-04)")
+    days: int | None = Field(default=None, ge=1, le=366, description="length in days (default 1)")
+
+
+AnyBackhaulProfile = Annotated[
+    BackhaulConstant | BackhaulRandom | BackhaulTelecomItalia | BackhaulTelecomItaliaSynthetic,
+    Field(discriminator="kind"),
+]
+
+
+class BackhaulTraffic(Strict):
+    """What the sources of backhaul flows send, in place of the demand that the topology gives them."""
+
+    kind: Literal["backhaul"]
+    name: Name = Field(description="name of this entry, and of its random stream")
+    flows: Annotated[tuple[str, ...], BeforeValidator(_read_list)] | None = Field(
+        default=None, description="names of backhaul flows; all of them when left out"
+    )
+    profile: AnyBackhaulProfile = Field(description="their rates over time")
+    start: Duration = Field(default=0.0, description="when the traffic begins")
+    stop: PositiveDuration | None = Field(default=None, description="when it ends (default the end of the run)")
+
+
+def _traffic_form(given: object) -> str:
+    if isinstance(given, dict):
+        return "backhaul" if "kind" in given else "users"
+    return "backhaul" if isinstance(given, BackhaulTraffic) else "users"
+
+
+AnyTraffic = Annotated[
+    Annotated[TrafficEntry, Tag("users")] | Annotated[BackhaulTraffic, Tag("backhaul")],
+    Discriminator(_traffic_form),
+]
+
 # --- controllers, events, assertions ------------------------------------------------------------
 
 
@@ -518,7 +645,7 @@ class ScenarioFile(Strict):
         default=True, description="false: the slices are only labels and share one pool of everything"
     )
     slices: dict[Name, SliceEntry] = Field(default_factory=dict, description="name -> slice")
-    traffic: Annotated[tuple[TrafficEntry, ...], BeforeValidator(_read_list)] = Field(
+    traffic: Annotated[tuple[AnyTraffic, ...], BeforeValidator(_read_list)] = Field(
         default=(), description="who sends what to whom"
     )
     controllers: Annotated[tuple[ControllerEntry, ...], BeforeValidator(_read_list)] = Field(

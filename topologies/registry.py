@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from topologies import containers, core, edge, ran, transport
+from topologies import backhaul_builder, containers, core, edge, ran, transport
 from topologies.fragment import Fragment
 
 
@@ -37,6 +37,7 @@ BUILDERS: dict[str, Builder] = {
         Builder("transport_redundant", transport.redundant),
         Builder("core", core.core),
         Builder("edge", edge.edge),
+        Builder("iab", backhaul_builder.network),
         Builder("containers_linear", containers.linear),
         Builder("containers_tree", containers.tree),
     )

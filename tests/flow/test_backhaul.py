@@ -156,7 +156,7 @@ def test_what_a_flow_lacks_is_refused_and_changes_nothing(action: Action, reason
     ("demands", "reason"),
     [
         ([("f9", 1e6)], "backhaul flow f9: no such flow; flows: f1, f2"),
-        ([("f1", 1e6), ("f1", 2e6)], "backhaul flow f1: two demands"),
+        ([("f1", 1e6), ("f1", 2e6)], "backhaul flow f1: has two demands"),
     ],
 )
 def test_a_load_that_does_not_fit_is_refused(demands: list[tuple[str, float]], reason: str) -> None:

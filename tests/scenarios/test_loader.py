@@ -384,7 +384,7 @@ MISTAKES = {
         "  builders: [{use: transport_rign}]\n  nodes:\n",
         "builders",
         "topology.builders[0].use: no topology builder named transport_rign (did you mean transport_ring?); "
-        "known: ran_cell, transport_chain, transport_ring, transport_redundant, core, edge, "
+        "known: ran_cell, transport_chain, transport_ring, transport_redundant, core, edge, iab, "
         "containers_linear, containers_tree",
     ),
     "builder and node of one name": (

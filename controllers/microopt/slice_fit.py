@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from controllers.microopt.slice_data import QosData, SliceData
+from controllers.microopt.slice_limits import Limits, fit_limits
 from controllers.microopt.slice_model import (
+    THROUGHPUT,
     Architecture,
     Kind,
     QosNetwork,
@@ -32,10 +34,11 @@ class Recipe:
     decay: float = 0.0
 
 
+_PAPER: dict[str, Any] = {"features": "raw", "smooth": False, "link": "linear", "base": False}
 RECIPES: dict[Kind, Recipe] = {
-    "paper": Recipe(architecture={"features": "raw", "smooth": False}, steps=3000, rate=1e-2),
-    "gaussian": Recipe(architecture={"members": 5}, steps=1500, rate=1e-2),
-    "mdn": Recipe(architecture={"members": 5, "components": 3}, steps=1000, rate=1e-2),
+    "paper": Recipe(architecture=_PAPER, steps=3000, rate=1e-2),
+    "gaussian": Recipe(architecture={"members": 5}, steps=1000, rate=1e-2),
+    "mdn": Recipe(architecture={"members": 3, "components": 4}, steps=800, rate=1e-2, decay=1e-3),
 }
 
 
@@ -46,7 +49,10 @@ def fit(data: QosData, *, kind: Kind, seed: int, recipe: Recipe | None = None) -
     networks = {}
     for name, rows in data.slices.items():
         for qos, values in rows.qos.items():
-            architecture = Architecture(kind=kind, resources=len(data.resources), **recipe.architecture)
+            made = {**recipe.architecture}
+            if qos != THROUGHPUT:
+                made["base"] = False  # the least share is a throughput: other QoS only read it
+            architecture = Architecture(kind=kind, resources=len(data.resources), **made)
             networks[name, qos] = fit_network(architecture, rows, values, recipe)
     allocation = np.concatenate([rows.allocation for rows in data.slices.values()])
     traffic = np.concatenate([rows.traffic for rows in data.slices.values()])
@@ -80,6 +86,9 @@ def fit_network(architecture: Architecture, rows: SliceData, values: NDArray[np.
     traffic, allocation = points[:, 0], points[:, 1:]
     network.least_traffic.fill_(float(traffic.min()))
     weight = torch.tensor(counts / counts.sum(), dtype=torch.float32).unsqueeze(-1)
+    if architecture.features == "limits":
+        throughput = np.bincount(index.numpy(), rows.qos[THROUGHPUT]) / counts
+        _set_limits(network, fit_limits(points.numpy(), throughput, counts))
     features = network.features(traffic, allocation)
     network.input_mean.copy_((features * weight).sum(0))
     spread = ((features - network.input_mean) ** 2 * weight).sum(0).sqrt()
@@ -87,8 +96,12 @@ def fit_network(architecture: Architecture, rows: SliceData, values: NDArray[np.
     scale = float(values.std())
     if not scale > 0:
         raise SliceModelError(f"slice model: the QoS is {values[0]:g} in every row: nothing to learn")
-    network.qos_mean.fill_(float(values.mean()))
-    network.qos_std.fill_(scale)
+    network.std_floor.fill_(1e-3 * scale)
+    scaled = np.log(np.maximum(values, 1e-3 * scale)) if architecture.link == "log" else values
+    if architecture.base:
+        scaled = scaled - features[index, -2].numpy()
+    network.qos_mean.fill_(float(scaled.mean()))
+    network.qos_std.fill_(float(scaled.std()))
     observed = torch.tensor(values, dtype=torch.float32)
     optimiser = torch.optim.Adam(network.parameters(), lr=recipe.rate, weight_decay=recipe.decay)
     schedule = torch.optim.lr_scheduler.StepLR(optimiser, max(1, recipe.steps // 2), 0.1)
@@ -119,6 +132,13 @@ def hull_of(allocation: NDArray[np.float64]) -> Tensor:
     except (QhullError, ValueError):  # all on one line or plane: the box is all that is known
         halves = box
     return torch.tensor(np.unique(halves.round(9), axis=0), dtype=torch.float32)
+
+
+def _set_limits(network: QosNetwork, found: Limits) -> None:
+    network.slope.copy_(torch.tensor(found.slope))
+    network.offset.copy_(torch.tensor(found.offset))
+    network.cap.fill_(found.log_cap)
+    network.sharpness.fill_(found.sharpness)
 
 
 def _points(rows: SliceData) -> tuple[Tensor, NDArray[np.int64], Tensor]:

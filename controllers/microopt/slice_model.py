@@ -11,6 +11,7 @@ distribution has ``components`` M as the last axis: 1 for a Gaussian, more for a
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -112,8 +113,10 @@ class Architecture:
     """What a network is made of; saved with it. ``shared`` and ``head`` are layer widths (the paper:
     three of 16, one of 16), ``components`` the normals per member, ``members`` the ensemble size.
 
-    ``features`` is ``raw`` (the paper: users and resources as they are) or ``sharing`` (also what each
-    user gets of every resource, allocation / users, on logarithmic scales).
+    ``features`` is ``raw`` (the paper: users and resources as they are) or ``limits`` (what each user gets when
+    one resource is scarce, the least of these, and the users, on logarithmic scales; see ``slice_limits``).
+    ``link`` says whether the mean head gives the mean or its logarithm, ``base`` that it gives the
+    logarithm of the factor by which the mean differs from the least share. ``smooth``: SiLU, else ReLU.
     """
 
     kind: Kind
@@ -122,8 +125,10 @@ class Architecture:
     head: tuple[int, ...] = (16,)
     components: int = 1
     members: int = 1
-    features: Literal["raw", "sharing"] = "sharing"
-    smooth: bool = True
+    features: Literal["raw", "limits"] = "limits"
+    smooth: bool = False
+    link: Literal["linear", "log"] = "log"
+    base: bool = True
 
 
 class QosNetwork(nn.Module):
@@ -137,7 +142,12 @@ class QosNetwork(nn.Module):
     input_std: Tensor
     qos_mean: Tensor
     qos_std: Tensor
+    std_floor: Tensor
     least_traffic: Tensor
+    slope: Tensor
+    offset: Tensor
+    cap: Tensor
+    sharpness: Tensor
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -145,8 +155,16 @@ class QosNetwork(nn.Module):
         width = _feature_count(architecture)
         for name, value in (("input_mean", torch.zeros(width)), ("input_std", torch.ones(width))):
             self.register_buffer(name, value)
-        for name, number in (("qos_mean", 0.0), ("qos_std", 1.0), ("least_traffic", 1.0)):
+        for name, number in (("qos_mean", 0.0), ("qos_std", 1.0), ("std_floor", 0.0), ("least_traffic", 1.0)):
             self.register_buffer(name, torch.tensor(number))
+        if architecture.features == "limits":
+            for name, value in (
+                ("slope", torch.ones(architecture.resources)),
+                ("offset", torch.zeros(architecture.resources)),
+            ):
+                self.register_buffer(name, value)
+            for name, number in (("cap", 0.0), ("sharpness", 8.0)):
+                self.register_buffer(name, torch.tensor(number))
         members = architecture.members
         self.shared = _stack(members, (width, *architecture.shared))
         last = architecture.shared[-1]
@@ -164,8 +182,17 @@ class QosNetwork(nn.Module):
             return torch.cat((allocation, users), dim=-1)
         # Fewer users than the data ever had share with nobody else: the least traffic seen stands for them.
         users = users.clamp_min(self.least_traffic)
-        logs = allocation.clamp_min(1e-9).log()
-        return torch.cat((logs, logs - users.log(), users.log()), dim=-1)
+        share = self.limits(allocation).log() - users.log()
+        return torch.cat((share, self.bottleneck(share), users.log()), dim=-1)
+
+    def limits(self, allocation: Tensor) -> Tensor:
+        """What all users together get when only one resource is scarce: affine in each resource, shape (..., K)."""
+        return self.slope * torch.maximum(allocation - self.offset, 0.05 * allocation).clamp_min(1e-9)
+
+    def bottleneck(self, share: Tensor) -> Tensor:
+        """Logarithm of the smooth minimum of a user's share of every resource and of a single user's best."""
+        parts = torch.cat((share, self.cap.expand(*share.shape[:-1], 1)), dim=-1)
+        return -torch.logsumexp(-self.sharpness * parts, dim=-1, keepdim=True) / self.sharpness
 
     def forward(self, traffic: Tensor, allocation: Tensor) -> QosDistribution:
         members = self.member_distributions(traffic, allocation)  # (E, ..., M)
@@ -182,7 +209,8 @@ class QosNetwork(nn.Module):
         """One distribution per member, shape (E, ..., M)."""
         traffic, allocation = _broadcast(traffic, allocation)
         shape = traffic.shape
-        scaled = (self.features(traffic, allocation) - self.input_mean) / self.input_std
+        features = self.features(traffic, allocation)
+        scaled = (features - self.input_mean) / self.input_std
         hidden = scaled.reshape(1, -1, scaled.shape[-1]).expand(self.architecture.members, -1, -1)
         activation = functional.silu if self.architecture.smooth else functional.relu
         for layer in self.shared:
@@ -193,8 +221,15 @@ class QosNetwork(nn.Module):
             for index, layer in enumerate(layers):  # type: ignore[arg-type]
                 value = layer(value if index == 0 else activation(value))
             out[name] = value.reshape(self.architecture.members, *shape, self.architecture.components)
-        means = out["mean"] * self.qos_std + self.qos_mean
-        stds = (functional.softplus(out["std"]) + 1e-3) * self.qos_std
+        if self.architecture.link == "log":
+            logs = out["mean"] * self.qos_std + self.qos_mean
+            if self.architecture.features == "limits" and self.architecture.base:
+                logs = logs + features[..., -2:-1]
+            means = logs.exp()
+            stds = means * functional.softplus(out["std"]) + self.std_floor
+        else:
+            means = out["mean"] * self.qos_std + self.qos_mean
+            stds = functional.softplus(out["std"]) * self.qos_std + self.std_floor
         weights = torch.softmax(out["weight"], dim=-1) if "weight" in out else torch.ones_like(means)
         return QosDistribution(weights, means, stds)
 
@@ -357,15 +392,15 @@ class _Linear(nn.Module):
 
 
 def _stack(members: int, widths: Sequence[int]) -> nn.ModuleList:
-    return nn.ModuleList(_Linear(members, a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+    return nn.ModuleList(_Linear(members, a, b) for a, b in itertools.pairwise(widths))
 
 
 def _feature_count(architecture: Architecture) -> int:
-    return architecture.resources + 1 if architecture.features == "raw" else 2 * architecture.resources + 1
+    return architecture.resources + (1 if architecture.features == "raw" else 2)
 
 
 def _broadcast(traffic: Tensor, allocation: Tensor) -> tuple[Tensor, Tensor]:
-    shape = torch.broadcast_shapes(traffic.shape, allocation.shape[:-1])
+    shape = torch.broadcast_shapes(traffic.shape, allocation.shape[:-1])  # type: ignore[no-untyped-call]
     return traffic.expand(shape), allocation.expand(*shape, allocation.shape[-1])
 
 

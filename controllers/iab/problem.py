@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from topologies.iab import IabNetwork
 from twin.flow.batched import Array, BatchedFlows, efficiency, fairness
@@ -42,30 +42,50 @@ class PathProblem:
         """The batched flow model of the network."""
         return BatchedFlows(self.network.path_links(), self.network.capacity_bps(), self.network.demand_bps())
 
-    def objective(self, allocations: Allocations) -> Array:
-        """J of every allocation, shapes (B, F) to (B,)."""
-        return self.score(self.model.rates(allocations), self.model.demand_bps)
+    def with_demand(self, demand_bps: Array) -> PathProblem:
+        """The same network with another traffic matrix, shape (F,), in bit/s."""
+        pairs = zip(self.network.flows, demand_bps.tolist(), strict=True)
+        flows = tuple(replace(flow, demand_bps=demand) for flow, demand in pairs)
+        found = PathProblem(replace(self.network, flows=flows), self.gamma)
+        # Fills the cached property, since the model of another demand costs next to nothing.
+        found.__dict__["model"] = self.model.with_demand(demand_bps)
+        return found
 
-    def score(self, rates_bps: Array, demand_bps: Array) -> Array:
-        """J of rates of shape (..., F), shape (...)."""
-        return (1 + self.gamma) * efficiency(rates_bps, demand_bps) + (1 - self.gamma) * fairness(rates_bps)
+    def objective(self, allocations: Allocations, demand_bps: Array | None = None) -> Array:
+        """J of every allocation, shapes (B, F) to (B,); ``demand_bps`` of shape (B, F) instead of the network's."""
+        offered = self.model.demand_bps if demand_bps is None else demand_bps
+        return self.score(self.model.rates(allocations, demand_bps=demand_bps), offered)
+
+    def score(self, rates_bps: Array, demand_bps: Array, flows: ArrayLike | None = None) -> Array:
+        """J of rates of shape (..., F), shape (...); ``flows`` is F where rates are padded with zeros."""
+        # What has no weight is not computed: half of the searches do without one of the two.
+        if self.gamma == 1:
+            return 2 * efficiency(rates_bps, demand_bps)
+        if self.gamma == -1:
+            return 2 * fairness(rates_bps, flows)
+        return (1 + self.gamma) * efficiency(rates_bps, demand_bps) + (1 - self.gamma) * fairness(rates_bps, flows)
 
     def random(self, count: int, rng: np.random.Generator) -> Allocations:
         """``count`` allocations, every path of a flow equally likely, shape (count, F)."""
-        return rng.integers(0, self.model.path_counts, (count, self.model.flows))
+        drawn = rng.random((count, self.model.flows)) * self.model.path_counts
+        return drawn.astype(np.int64)
 
 
 @dataclass(frozen=True)
 class Decision:
     """An allocation, shape (F,), and the number of allocations that were evaluated for it.
 
-    ``efficiency_bound`` is an upper bound on the efficiency of any allocation, where the controller
-    has one.
+    Where the controller has them: ``efficiency_bound`` is an upper bound on the efficiency of any
+    allocation, ``objective_bound`` one on J.
     """
 
     allocation: Allocations
     steps: int
     efficiency_bound: float | None = None
+    objective_bound: float | None = None
 
 
 Solver = Callable[[PathProblem, np.random.Generator], Decision]
+# Decides the traffic matrices of one network side by side, demands of shape (M, F) in bit/s and a
+# stream for each; the decisions are those of the Solver of the same name, one by one.
+ManySolver = Callable[[PathProblem, Array, Sequence[np.random.Generator]], list[Decision]]

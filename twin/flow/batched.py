@@ -30,6 +30,7 @@ names a PyTorch device (``"cpu"``, ``"cuda"``).
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -109,6 +110,21 @@ class BatchedFlows:
         self._reduced: dict[tuple[bool, bool], Reduced] = {}
         self._fillings: dict[tuple[bool, bool], _Filling] = {}
 
+    def with_demand(self, demand_bps: ArrayLike) -> BatchedFlows:
+        """The same network with other demands, shape (F,), in bit/s; tables are shared, so that it costs nothing."""
+        found = copy.copy(self)
+        found.demand_bps = _checked("demand_bps", demand_bps, (self.flows,))
+        # What is left out of the tables may depend on the demands: those that hold for all are shared.
+        found._reduced = {
+            (same, demands): self.reduced(same, False) for same in (False, True) for demands in (False, True)
+        }
+        found._fillings = {}
+        for same in (False, True):
+            filling = self._filling(same, False)
+            found._fillings[same, False] = filling
+            found._fillings[same, True] = filling.with_demand(found.demand_bps[None])
+        return found
+
     @classmethod
     def from_matrix(cls, usage: Array, capacity: ArrayLike, demand: ArrayLike, **more: Any) -> BatchedFlows:
         """The model of what :func:`twin.flow.maxmin.max_min` takes: one path per flow.
@@ -139,7 +155,17 @@ class BatchedFlows:
         capacity = (
             None if capacity_bps is None else _checked("capacity_bps", capacity_bps, (len(allocations), self.links))
         )
-        key = capacity is None, demand is None
+        return self._filling(capacity is None, demand is None).rates(None, allocations, demand, capacity, threads)
+
+    def evaluate(
+        self, allocations: ArrayLike, *, demand_bps: ArrayLike | None = None, threads: int = 1
+    ) -> tuple[Array, Array]:
+        """Efficiency and fairness of every allocation, shapes (B,) and (B,); ``demand_bps`` as in :meth:`rates`."""
+        rates = self.rates(np.asarray(allocations), demand_bps=demand_bps, threads=threads)
+        return efficiency(rates, self.demand_bps if demand_bps is None else np.asarray(demand_bps)), fairness(rates)
+
+    def _filling(self, same_capacity: bool, same_demand: bool) -> _Filling:
+        key = same_capacity, same_demand
         if key not in self._fillings:
             self._fillings[key] = _Filling(
                 [self.reduced(*key)],
@@ -149,14 +175,7 @@ class BatchedFlows:
                 self.capacity_bps[None],
                 self._ops,
             )
-        return self._fillings[key].rates(None, allocations, demand, capacity, threads)
-
-    def evaluate(
-        self, allocations: ArrayLike, *, demand_bps: ArrayLike | None = None, threads: int = 1
-    ) -> tuple[Array, Array]:
-        """Efficiency and fairness of every allocation, shapes (B,) and (B,); ``demand_bps`` as in :meth:`rates`."""
-        rates = self.rates(np.asarray(allocations), demand_bps=demand_bps, threads=threads)
-        return efficiency(rates, self.demand_bps if demand_bps is None else np.asarray(demand_bps)), fairness(rates)
+        return self._fillings[key]
 
     def reduced(self, same_capacity: bool, same_demand: bool) -> Reduced:
         """Its links that matter, where capacities or demands are those of the model or differ per row."""
@@ -279,6 +298,12 @@ class _Filling:
         self._ops = ops
         self._hops = None if ops is None else HopTables(self._tables)
         self._bound = self._tables.bound.ravel()
+
+    def with_demand(self, demand_bps: Array) -> _Filling:
+        """The same tables with other demands, shape (N, F)."""
+        found = copy.copy(self)
+        found._demand = demand_bps
+        return found
 
     def rates(self, networks: Any, allocations: Any, demand: Array | None, capacity: Array | None, threads: int) -> Any:
         tables = self._tables

@@ -10,7 +10,8 @@ from controllers.iab.local_search import climb, local_search
 from controllers.iab.optimal import optimal
 from controllers.iab.problem import PathProblem, SolveError
 from controllers.iab.registry import SOLVERS
-from controllers.iab.relaxation import lp_relaxation, mixed_integer
+from controllers.iab.relaxation import lp_relaxation, mixed_integer, objective_bound
+from controllers.iab.side_by_side import MANY_SOLVERS
 from controllers.iab.subset_sum import subset_sum
 from topologies.iab import IabFlow, IabLink, IabNetwork, IabNode, IabPath, generate
 
@@ -69,20 +70,74 @@ def test_bounds_hold_and_are_near_at_60_nodes(seed: int) -> None:
     assert 0.98 * weak <= reached <= weak + 1e-9
 
 
-def test_optimal_is_optimal_and_its_bound_is_above_every_allocation() -> None:
-    for seed in range(4):
-        problem = PathProblem(generate(12, k_paths=1, seed=seed))
-        exact = value(problem, brute_force(problem, stream()).allocation) / 2
+@pytest.mark.parametrize("gamma", [-1.0, -0.5, 0.0, 0.7, 1.0])
+def test_optimal_is_exact_where_all_can_be_tried(gamma: float) -> None:
+    for seed in range(3):
+        problem = PathProblem(generate(12, k_paths=1, seed=seed), gamma)
+        exact = value(problem, brute_force(problem, stream()).allocation)
         decision = optimal(problem, stream())
-        assert decision.efficiency_bound is not None
-        assert decision.efficiency_bound >= exact - 1e-9
+        assert decision.objective_bound is not None and decision.efficiency_bound is not None
+        assert value(problem, decision.allocation) == pytest.approx(exact, abs=1e-6)
+        assert exact - 1e-9 <= decision.objective_bound <= exact + 2e-6
         assert lp_relaxation(problem).efficiency_bound >= decision.efficiency_bound - 1e-6
-        assert value(problem, decision.allocation) / 2 >= exact * (1 - 1e-3)
 
 
-def test_optimal_is_for_efficiency_only() -> None:
-    with pytest.raises(SolveError, match=r"optimal: gamma must be 1 .* got 0.5"):
-        optimal(PathProblem(generate(10), 0.5), stream())
+@pytest.mark.parametrize("gamma", [-1.0, -0.4, 0.0, 0.8, 1.0])
+def test_bounds_are_above_the_best_of_all_allocations(gamma: float) -> None:
+    # Few flows and low demands, where the bound is not far off.
+    for seed, nodes in ((1, 6), (2, 9), (3, 12)):
+        for load in ("low", "high"):
+            problem = PathProblem(generate(nodes, k_paths=1, seed=seed, load=load), gamma)
+            every = np.array(list(itertools.product(*(range(count) for count in problem.model.path_counts))))
+            best = float(problem.objective(every).max())
+            weak = lp_relaxation(problem)
+            program = mixed_integer(problem, time_limit_s=10, gap=1e-6)
+            bounds = [objective_bound(problem, one.efficiency_bound) for one in (program, weak)]
+            assert best - 1e-9 <= bounds[0] <= bounds[1] + 1e-3
+            assert bounds[1] <= weak.objective_bound(gamma) + 1e-9
+
+
+def test_the_bound_on_fairness_sees_what_efficiency_costs() -> None:
+    # Carrying 11 of 12 takes rates of 1, 5 and 5: Jain's index (11^2 / (3 * 51)) = 0.79.
+    problem = PathProblem(two_ways([1.0, 5.0, 6.0], wide_bps=10.0, narrow_bps=1.0), 0.5)
+    bound = objective_bound(problem, 11 / 12)
+    assert value(problem, np.array([0, 1, 1])) == pytest.approx(1.5 * 11 / 12 + 0.5 * 121 / 153)
+    assert value(problem, np.array([0, 1, 1])) - 1e-9 <= bound < 1.5 * 11 / 12 + 0.5 * 0.9
+
+
+def test_optimal_where_not_all_can_be_tried_is_within_its_bound() -> None:
+    problem = PathProblem(generate(30, k_paths=3, seed=1), 0.0)
+    decision = optimal(problem, stream())
+    assert decision.objective_bound is not None
+    reached = value(problem, decision.allocation)
+    assert reached <= decision.objective_bound <= 1.1 * reached
+    assert decision.objective_bound < lp_relaxation(problem).objective_bound(0.0)
+
+
+@pytest.mark.parametrize("name", sorted(MANY_SOLVERS))
+@pytest.mark.parametrize("gamma", [-1.0, 0.3, 1.0])
+def test_side_by_side_as_one_by_one(name: str, gamma: float) -> None:
+    problem = PathProblem(generate(15, k_paths=2, seed=4), gamma)
+    matrices = [generate(15, k_paths=2, seed=4, matrix=matrix) for matrix in range(4)]
+    demands = np.array([network.demand_bps() for network in matrices])
+    many = MANY_SOLVERS[name](problem, demands, [np.random.default_rng(row) for row in range(4)])
+    for row, (network, decision) in enumerate(zip(matrices, many, strict=True)):
+        for alone in (PathProblem(network, gamma), problem.with_demand(demands[row])):
+            expected = SOLVERS[name](alone, np.random.default_rng(row))
+            assert decision.allocation.tolist() == expected.allocation.tolist()
+            assert decision.steps == expected.steps
+            assert decision.efficiency_bound == pytest.approx(expected.efficiency_bound)
+
+
+def test_another_traffic_matrix_of_the_same_network() -> None:
+    problem = PathProblem(generate(20, seed=4, load="low"))
+    other = generate(20, seed=4, load="high", matrix=3)
+    changed = problem.with_demand(other.demand_bps())
+    assert changed.network == other
+    allocations = problem.random(50, stream())
+    np.testing.assert_allclose(changed.objective(allocations), PathProblem(other).objective(allocations), rtol=1e-9)
+    twice = changed.with_demand(problem.model.demand_bps)
+    np.testing.assert_allclose(twice.objective(allocations), problem.objective(allocations), rtol=1e-9)
 
 
 def test_the_program_packs_what_greed_does_not() -> None:

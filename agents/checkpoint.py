@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from controllers.iab.problem import SolveError
+
 FORMAT = "twinbed-checkpoint"
 VERSION = 1
 _META = "meta"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(SolveError):
     """A checkpoint that cannot be used here; one line that names the file and the difference."""
 
 

@@ -12,6 +12,7 @@ changes nothing and is counted in ``refused``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from controllers.iab.problem import SolveError
 from topologies.iab import BANDS, LOADS_BPS, IabNetwork, IabPath
 from twin.flow.batched import Array, BatchedFlows
 
@@ -29,7 +31,7 @@ Flags = NDArray[np.bool_]
 _ROUNDING = 1e-9
 
 
-class PathSearchError(ValueError):
+class PathSearchError(SolveError):
     """Networks, traffic or actions that do not fit a search; one line."""
 
 
@@ -54,12 +56,17 @@ class Traffic:
 
     @classmethod
     def like(cls, network: IabNetwork) -> Traffic:
-        """From the least to the largest demand of a network; half to one and a half where they are equal."""
+        """From the least to the largest demand of a network.
+
+        Rounded outwards to twentieths of the largest capacity, so that most traffic matrices of one
+        topology have the same range.
+        """
         demands = [flow.demand_bps for flow in network.flows if flow.demand_bps > 0]
         if not demands:
             raise PathSearchError("demand: every flow of the network has 0 bit/s, so there is nothing to learn from")
-        low, high = min(demands), max(demands)
-        return cls(low, high) if high > 1.05 * low else cls(0.5 * low, 1.5 * high)
+        unit = float(network.capacity_bps().max()) / 20
+        high = unit * (math.floor(max(demands) / unit) + 1)
+        return cls(unit * math.floor(min(demands) / unit) or min(demands), high)
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
         """Demands in bit/s; the last axis are flows, of which at least one is active."""

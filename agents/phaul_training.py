@@ -41,6 +41,7 @@ except ModuleNotFoundError as error:
 ENVIRONMENTS = 8
 UPDATE_STEPS = 2048
 CURVE = "curve.csv"
+_COLUMNS = ("steps", "episodes", "reward_mean", "objective_best", "efficiency_best", "fairness_best")
 # Arrays of the searches that a restart does not set anew.
 _SEARCH_STATE = (
     *("demand_bps", "rates_bps", "allocation", "slots", "step_count", "refused", "efficiency", "fairness"),
@@ -210,7 +211,7 @@ class _Run:
     model: PPO
     curve: list[Row] = field(default_factory=list)
 
-    def save(self, folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    def save(self, folder: Path) -> None:
         arrays = {f"policy/{name}": value.numpy() for name, value in self.model.policy.state_dict().items()}
         for place, state in self.model.policy.optimizer.state_dict()["state"].items():
             arrays |= {f"optimizer/{place}/{name}": value.numpy() for name, value in state.items()}
@@ -219,13 +220,13 @@ class _Run:
         # stable-baselines3 shuffles its batches with NumPy's global generator.
         _, keys, position, *_ = np.random.get_state(legacy=True)
         arrays["random/numpy"] = np.append(keys, np.uint32(position))
-        arrays["learner/observation"] = self.model._last_obs
-        arrays["learner/starts"] = self.model._last_episode_starts
+        if self.model.num_timesteps:
+            arrays["learner/observation"] = self.model._last_obs
+            arrays["learner/starts"] = self.model._last_episode_starts
         meta = {**self.plan.meta(), "steps_done": self.model.num_timesteps, "updates": self.model._n_updates}
         meta["curve"] = self.curve
         checkpoint.write(folder / CHECKPOINT, AGENT, meta, arrays)
         checkpoint.write_whole(folder / CURVE, _csv(self.curve))
-        return meta, arrays
 
     def restore(self, meta: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], where: str) -> None:
         try:
@@ -240,8 +241,9 @@ class _Run:
             torch.set_rng_state(torch.from_numpy(arrays["random/torch"]))
             keys = arrays["random/numpy"]
             np.random.set_state(("MT19937", keys[:-1], int(keys[-1]), 0, 0.0))
-            self.model._last_obs = arrays["learner/observation"]
-            self.model._last_episode_starts = arrays["learner/starts"]
+            if meta["steps_done"]:
+                self.model._last_obs = arrays["learner/observation"]
+                self.model._last_episode_starts = arrays["learner/starts"]
             self.model.num_timesteps, self.model._n_updates = int(meta["steps_done"]), int(meta["updates"])
             self.curve = list(meta["curve"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -254,7 +256,7 @@ def _under(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> list[tuple[str, N
 
 def _csv(rows: Sequence[Row]) -> bytes:
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
+    writer = csv.DictWriter(text, fieldnames=_COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode()
@@ -307,6 +309,8 @@ def _train(plan: Training, folder: Path | None, resume: bool, progress: Callable
                 shown = "" if name in ("network", "flows") else f": {meta.get(name)}, not {value}"
                 raise CheckpointError(f"{where}: cannot be resumed, {name} was another{shown}")
         run.restore(meta, arrays, where)
+    elif folder is not None:
+        run.save(folder)
     while model.num_timesteps < plan.steps:
         environment.ended.clear()
         model.learn(UPDATE_STEPS, reset_num_timesteps=not model.num_timesteps)

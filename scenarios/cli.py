@@ -23,6 +23,7 @@ import typer
 from scenarios import iab_cli
 from scenarios.exit_codes import ExitCode
 from scenarios.options import Format, FormatOption
+from scenarios.plugin_commands import PluginGroup
 
 if TYPE_CHECKING:
     from scenarios.model import Scenario
@@ -32,6 +33,7 @@ _UsageError, _ClickException = typer.BadParameter.__mro__[1:3]
 
 app = typer.Typer(
     name="twin",
+    cls=PluginGroup,
     help="TwinBed: one scenario file, three fidelities of the same 5G network.",
     invoke_without_command=True,
     add_completion=False,
@@ -535,7 +537,7 @@ def _explain(error: Exception, debug: bool) -> int:
             from scenarios.errors import unknown
 
             group: Any = context.command if context else typer.main.get_command(app)
-            text = unknown("command", match[1], list(group.commands))
+            text = unknown("command", match[1], group.list_commands(context))
         _say(f"twin: {text.replace('Value error, ', '')}{hint}")
         return ExitCode.USAGE
     if isinstance(error, _ClickException):

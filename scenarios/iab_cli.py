@@ -39,16 +39,7 @@ class Heuristic(StrEnum):
     LEAST_COMMON = "least_common"
 
 
-class Solver(StrEnum):
-    """Path controllers by name."""
-
-    SUBSET_SUM = "subset_sum"
-    RANDOM = "random"
-    BRUTE_FORCE = "brute_force"
-    OPTIMAL = "optimal"
-    LOCAL_SEARCH = "local_search"
-    BEST = "best"
-
+CONTROLLERS = "subset_sum, random, brute_force, optimal, local_search, learned_moves, phaul, best"
 
 NetworkArgument = Annotated[Path, typer.Argument(metavar="NET.json", help="a network file")]
 SeedOption = Annotated[int, typer.Option(metavar="NUMBER", min=0, help="seed of everything random")]
@@ -121,20 +112,29 @@ def evaluate(
 @app.command()
 def solve(
     network: NetworkArgument,
-    controller: Annotated[Solver, typer.Option(help="who decides; best is the strongest one here")] = Solver.BEST,
+    controller: Annotated[
+        str, typer.Option(metavar="NAME", help=f"who decides: {CONTROLLERS}; best is the strongest one here")
+    ] = "best",
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="what phaul learned (twin train); else it learns now, which takes tens of seconds"
+        ),
+    ] = None,
     gamma: Annotated[float, typer.Option(metavar="NUMBER", help="from -1, fairness only, to 1, efficiency only")] = 1.0,
     seed: SeedOption = 0,
     output: FormatOption = Format.TABLE,
 ) -> None:
-    """Choose a path for every flow. Steps are the allocations evaluated; reading the file is not timed."""
+    """Choose a path for every flow. Steps are the allocations evaluated; reading and learning are not timed."""
     from controllers.iab.problem import PathProblem
-    from controllers.iab.registry import SOLVERS
+    from controllers.iab.registry import make_solver
     from topologies.iab import read_network
     from twin.streams import named_stream
 
     problem = PathProblem(read_network(network), gamma)
+    decide = make_solver(controller, problem, policy)
     begin_s = time.perf_counter()
-    decision = SOLVERS[controller.value](problem, named_stream(seed, f"iab/{controller.value}"))
+    decision = decide(problem, named_stream(seed, f"iab/{controller}"))
     spent: dict[str, Any] = {"decision_time_s": time.perf_counter() - begin_s, "steps": decision.steps}
     if decision.efficiency_bound is not None:
         spent["efficiency_bound"] = decision.efficiency_bound

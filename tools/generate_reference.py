@@ -306,8 +306,8 @@ def _metavar(hint: Any) -> str:
 def _commands(group: Any, before: str = "") -> list[tuple[str, Any]]:
     """Commands with their full names, those of groups in place of the group."""
     found = []
-    for name, command in group.commands.items():
-        full = f"{before}{name}"
+    for name in group.list_commands(None):
+        full, command = f"{before}{name}", group.get_command(None, name)
         found += _commands(command, f"{full} ") if hasattr(command, "commands") else [(full, command)]
     return found
 

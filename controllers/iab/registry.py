@@ -1,11 +1,19 @@
-"""Path controllers by name."""
+"""Path controllers by name: those here, and those under the entry point group ``twinbed.path_controllers``.
+
+An entry point is a function of a problem and of a policy file, or None, that gives a solver for this
+problem; learning and loading are done there, so that a decision is timed without them.
+"""
 
 from __future__ import annotations
+
+import functools
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 
 from controllers.iab.brute_force import brute_force
 from controllers.iab.local_search import local_search
 from controllers.iab.optimal import optimal
-from controllers.iab.problem import Solver
+from controllers.iab.problem import PathProblem, SolveError, Solver
 from controllers.iab.random_paths import random_paths
 from controllers.iab.subset_sum import subset_sum
 
@@ -17,3 +25,34 @@ SOLVERS: dict[str, Solver] = {
     "local_search": local_search,
     "best": local_search,
 }
+
+GROUP = "twinbed.path_controllers"
+
+
+@functools.cache
+def _points() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP) if point.name not in SOLVERS}
+
+
+def solver_names() -> tuple[str, ...]:
+    """Every known name; those of the entry points last."""
+    return (*SOLVERS, *sorted(_points()))
+
+
+def make_solver(name: str, problem: PathProblem, policy: Path | None = None) -> Solver:
+    """The controller ``name``, ready for a problem; ``policy`` is what it learned, for those that learn.
+
+    SolveError on an unknown name, a policy for a controller without one, or a missing package.
+    """
+    if name in SOLVERS:
+        if policy is not None:
+            raise SolveError(f"policy: {name} does not learn, so it takes none")
+        return SOLVERS[name]
+    if name not in _points():
+        raise SolveError(f"controller: must be one of {', '.join(solver_names())}, got {name!r}")
+    try:
+        make = _points()[name].load()
+    except (ImportError, AttributeError) as error:
+        raise SolveError(f"controller {name} cannot be imported: {error}") from None
+    made: Solver = make(problem, policy)
+    return made

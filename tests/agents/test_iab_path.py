@@ -186,4 +186,6 @@ def test_traffic() -> None:
     assert demand[active].min() >= 100 and demand.max() <= 200
     network = generate(20, load="low", seed=0)
     like = Traffic.like(network)
-    assert 250e6 <= like.low_bps < like.high_bps <= 500e6
+    assert 200e6 <= like.low_bps <= min(flow.demand_bps for flow in network.flows)
+    assert 550e6 >= like.high_bps > max(flow.demand_bps for flow in network.flows)
+    assert Traffic.like(generate(20, load="low", seed=0, matrix=1)) == like

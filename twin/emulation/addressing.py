@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from twin.emulation import programs as specs
+from twin.emulation.backhaul import sink_commands, source_commands
 from twin.emulation.plan import Plan
 
 
-def ip_commands(plan: Plan, name: str, replicas: Mapping[str, int]) -> Iterator[str]:
+def ip_commands(plan: Plan, name: str, replicas: Mapping[str, int], path_index: Mapping[str, int]) -> Iterator[str]:
     """Lines for ``ip -batch`` that give a node its addresses, routes and static neighbours; may be repeated.
 
     ``replicas``: how many each application behind a balancer has; ``name`` may be one of them.
+    ``path_index``: the path that each backhaul flow takes.
     """
     topology = plan.topology
+    if name in plan.backhaul.by_host:
+        yield from source_commands(plan.backhaul.by_host[name])
+        return
     app = name.rpartition("-r")[0]
     if app in replicas:
         index = int(name.rpartition("-r")[2])
@@ -35,3 +40,5 @@ def ip_commands(plan: Plan, name: str, replicas: Mapping[str, int]) -> Iterator[
     for index in range(1, replicas.get(name, 0) + 1):
         address = specs.replica_address(specs.app_number(topology, name), index, balancer=True)
         yield f"addr replace {address}/30 dev r{index}"
+    if name in plan.backhaul.sinks:
+        yield from sink_commands(plan.backhaul, name, lambda link: plan.interface(name, link.name).name, path_index)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import twin
 from twin.emulation.cgroups import Cgroup
 from twin.emulation.client import ProgramClient, ProgramDownError
 from twin.emulation.errors import EmulationError
@@ -17,6 +19,7 @@ from twin.emulation.process import Process
 from twin.emulation.programs import ProgramSpec
 
 GUEST_ROOT = "/opt/twinbed"
+HOST_ROOT = str(Path(twin.__file__).parents[1])
 READY_TIMEOUT_S = 10.0
 NO_PYTHON = "node {node}: image {image} has no python3; TwinBed's programs need Python 3.9 or later in the image"
 
@@ -48,13 +51,17 @@ class Fleet:
             socket_path = self._runtime / f"{spec.name}.sock"
             config_path = self._runtime / f"{spec.name}.json"
             config_path.write_text(json.dumps(spec.config))
-            argv = ["python3", "-m", f"twin.emulation.dataplane.{spec.module}"]
+            node = self._node(spec.node)
+            # A namespace host has the files of this machine; a container has Python and TwinBed's code.
+            on_host = not hasattr(node, "dimage")
+            argv = [sys.executable, "-S"] if on_host else ["python3"]
+            argv += ["-m", f"twin.emulation.dataplane.{spec.module}"]
             argv += ["--config", str(config_path), "--control", str(socket_path)]
-            process = self._node(spec.node).launch(
+            process = node.launch(
                 argv,
                 cgroup=self._groups.get(spec.name),
                 log=self._logs / f"{spec.name}.log",
-                env={"PYTHONPATH": GUEST_ROOT, "PYTHONDONTWRITEBYTECODE": "1"},
+                env={"PYTHONPATH": HOST_ROOT if on_host else GUEST_ROOT, "PYTHONDONTWRITEBYTECODE": "1"},
             )
             self._programs[spec.name] = _Program(spec, process, ProgramClient(spec.name, socket_path))
         deadline_s = time.monotonic() + READY_TIMEOUT_S
@@ -78,7 +85,7 @@ class Fleet:
         lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
         last = lines[-1][:200] if lines else "nothing"
         if code in (126, 127) or ("python3" in last and "No such file" in last):
-            image = self._node(spec.node).dimage
+            image = getattr(self._node(spec.node), "dimage", "none")
             return NO_PYTHON.format(node=spec.node, image=image)
         state = "does not answer" if code is None else f"ended with exit code {code}"
         return f"program {spec.name} on node {spec.node} {state}; its last words: {last} (log: {log})"

@@ -86,9 +86,7 @@ class Gauges:
         if handle.spec.bandwidth_bps is not None:
             rows.append(Kpi(time_s, entity, "bandwidth_limit_bps", handle.spec.bandwidth_bps))
         if ends_up:
-            stats = handle.stats()
-            ways = [
-                self._deltas((link.name, way), count) for way, count in (("ab", stats.bytes_ab), ("ba", stats.bytes_ba))
-            ]
+            counts = handle.carried_bytes()
+            ways = [self._deltas((link.name, way), count) for way, count in zip(("ab", "ba"), counts, strict=True)]
             rows.append(Kpi(time_s, entity, "link_throughput_bps", max(ways) * 8 / span_s))
         return rows

@@ -29,11 +29,12 @@ class Actuators:
             ("node", "memory_mib"): lambda name, a: network.set_node_memory(name, _number(a)),
             ("node", "replicas"): lambda name, a: network.set_replicas(name, int(_number(a))),
             ("node", "node_state"): self._node_state,
-            ("link", "link_state"): lambda name, a: network.link(name).set_state(a.value == "up"),
+            ("link", "link_state"): lambda name, a: network.set_link_state(name, a.value == "up"),
             ("link", "bandwidth_mbps"): lambda name, a: network.impair(name, bandwidth_bps=_number(a) * 1e6),
             ("link", "delay_s"): lambda name, a: network.impair(name, delay_s=_number(a)),
             ("link", "jitter_s"): lambda name, a: network.impair(name, jitter_s=_number(a)),
             ("link", "loss_ratio"): lambda name, a: network.impair(name, loss_ratio=_number(a)),
+            ("flow", "path_index"): lambda name, a: network.routing.choose(name, int(_number(a))),
             ("ue", "ue_state"): lambda name, a: replay.bar(name, a.value == "detached"),
             ("ue", "cqi"): lambda name, a: network.set_cqi(name, int(_number(a))),
         }

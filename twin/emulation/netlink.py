@@ -301,19 +301,23 @@ class Netlink:
         accept = (errno.ENOENT, errno.EINVAL)
         self._queue(rtnl.RTM_DELQDISC, 0, "remove the root qdisc", index, 0, ROOT, accept=accept)
 
-    def add_u32(self, index: int, prio: int, minor: int, keys: list[tuple[int, int, int]]) -> None:
-        """Send IPv4 packets where every (offset, mask, value) word matches to class 1:``minor``.
+    def add_u32(
+        self, index: int, prio: int, minor: int, keys: list[tuple[int, int, int]], *, protocol: int = 0x0800
+    ) -> None:
+        """Send packets of an Ethernet ``protocol`` where every (offset, mask, value) word matches to class 1:``minor``.
 
         A mask is that of a prefix: pyroute2 loses the place of bytes behind a zero one.
         """
         words = [f"{value & mask:#x}/{mask:#x}+{offset}" for offset, mask, value in keys]
         options = _attributes(TCA_U32_CLASSID=HTB | minor, TCA_U32_SEL={"keys": words})
         flags = NLM_F_CREATE | NLM_F_EXCL
-        self._queue(rtnl.RTM_NEWTFILTER, flags, "add filter", index, 0, HTB, "u32", options, info=_filter_info(prio))
+        self._queue(
+            rtnl.RTM_NEWTFILTER, flags, "add filter", index, 0, HTB, "u32", options, info=_filter_info(prio, protocol)
+        )
 
-    def delete_filters(self, index: int, prio: int) -> None:
-        """Remove all filters of one priority."""
-        self._queue(rtnl.RTM_DELTFILTER, 0, "remove filters", index, 0, HTB, info=_filter_info(prio))
+    def delete_filters(self, index: int, prio: int, *, protocol: int = 0x0800) -> None:
+        """Remove all filters of one priority, which is that of one Ethernet protocol."""
+        self._queue(rtnl.RTM_DELTFILTER, 0, "remove filters", index, 0, HTB, info=_filter_info(prio, protocol))
 
     def qdiscs(self, index: int) -> list[QueueStats]:
         """Counters of every qdisc of an interface."""
@@ -517,8 +521,8 @@ def _queue(index: int, **fields: int) -> _TcMessage:
     return message
 
 
-def _filter_info(prio: int) -> int:
-    return (prio << 16) | socket.htons(0x0800)
+def _filter_info(prio: int, protocol: int) -> int:
+    return (prio << 16) | socket.htons(protocol)
 
 
 def _ticks(seconds: float) -> int:

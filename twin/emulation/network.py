@@ -17,6 +17,7 @@ from topologies.model import App, Container, Host, Link, Node, Switch, Ue, Upf
 from topologies.paths import Route
 from twin.emulation import programs as specs
 from twin.emulation.addressing import ip_commands
+from twin.emulation.backhaul import SOURCE_MTU
 from twin.emulation.cgroups import Cgroup, CgroupError, quota_and_period
 from twin.emulation.client import ProgramClient, ProgramDownError, ProgramError
 from twin.emulation.containernet import Containernet
@@ -30,8 +31,9 @@ from twin.emulation.plan import Interface, Plan
 from twin.emulation.process import LaunchError
 from twin.emulation.programs import ProgramSpec
 from twin.emulation.shaping import Shaper, ShapingError
+from twin.emulation.source_routing import SourceRouting
 from twin.journal import Journal
-from twin.load import Flow
+from twin.load import BackhaulDemand, Flow
 
 Progress = Callable[[str], None]
 
@@ -46,14 +48,27 @@ HOST_ERRORS = (ContainerError, SwitchError, ImageError, LinkError, ShapingError,
 class Network:
     """Owns everything that an emulation makes on the host. :meth:`up` once, :meth:`down` at the end."""
 
-    def __init__(self, plan: Plan, *, run_id: str, prefix: str, logs: Path, journal: Journal, seed: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        run_id: str,
+        prefix: str,
+        logs: Path,
+        journal: Journal,
+        seed: int,
+        sdn_app: str | None = None,
+    ) -> None:
         self.plan = plan
+        self._sdn_app = sdn_app
         self._run_id = run_id
         self._prefix = prefix
         self._logs = logs
         self._journal = journal
         self._seed = seed
         self._epoch_ns = time.monotonic_ns()
+        numbered = [*plan.topology.links, *plan.backhaul.links]
+        self._ports = {link.name: number for number, link in enumerate(numbered, start=1)}
         self._runtime = RUNTIME_ROOT / prefix
         self._stack = contextlib.ExitStack()
         self._containers: dict[str, Any] = {}
@@ -84,8 +99,20 @@ class Network:
                 port_of=self._port_number,
                 delay_s=lambda link: self._links[link.name].spec.delay_s,
             )
+            self.routing = SourceRouting(
+                self.plan,
+                self._sdn_app,
+                net=self._net,
+                port_of=self._port_number,
+                handle_of=lambda link: self._links[link.name],
+                netns_pid=lambda name: int(self._containers[name].netns_pid),
+            )
+            self._stack.callback(self.routing.close)
             for node in topology.nodes:
                 self._add_node(node)
+            for name in self.plan.backhaul.by_host:
+                self._containers[name] = self._net.addHost(name, ip=None)
+            self.routing.start(runtime=self._runtime, logs=self._logs, journal=self._journal)
             for name in [name for app in self._replicas for name in self._replica_nodes(app)]:
                 self._add_replica(name)
             self._net.start()
@@ -93,11 +120,14 @@ class Network:
                 if isinstance(node, Container):
                     self._containers[node.name].check_running()
             progress("connecting links")
-            self._connect([*topology.links, *self._replica_links()])
+            self._connect([*topology.links, *self._replica_links(), *self.plan.backhaul.links])
             for name in self._containers:
                 self._configure(name)
-            self._forwarding.install()
+            if self._sdn_app is None:
+                self._forwarding.install()
             self._shape_slices()
+            self.routing.shape(topology.links)
+            self.routing.connect()
             progress("starting programs")
             self._make_groups()
             self._fleet.start(list(specs.programs(self.plan, seed=self._seed, epoch_ns=self._epoch_ns)))
@@ -190,6 +220,7 @@ class Network:
                 loss_ratio=link.loss_ratio,
                 reorder=False,
                 seed=self._seed,
+                mtu=SOURCE_MTU if link.a in self.plan.backhaul.by_host else 1500,
             )
             for link in links
         ]
@@ -223,15 +254,16 @@ class Network:
         return any(switch.name == node for switch in self.plan.topology.of_kind(Switch))
 
     def _port_number(self, link: Link) -> int:
-        """OpenFlow port of a link on either of its switches: its place in the topology, from 1."""
-        return self.plan.topology.links.index(link) + 1
+        """OpenFlow port of a link on either of its switches: its place in the topology, then sources, from 1."""
+        return self._ports[link.name]
 
     def _root_name(self, link: Link, node: str) -> str:
         return f"{self._prefix}-{self._port_number(link)}{'a' if node == link.a else 'b'}"
 
     def _end(self, link: Link, node: str) -> End:
         if self._is_switch(node):
-            return End(None, self._root_name(link, node), self.plan.interface(node, link.name).mac)
+            known = self.plan.interfaces.get((node, link.name))
+            return End(None, self._root_name(link, node), known.mac if known else None)
         name, mac = self._own_interface(link, node)
         return End(self._containers[node].netns_pid, name, mac)
 
@@ -239,18 +271,24 @@ class Network:
         interface = self.plan.interfaces.get((node, link.name))
         if interface is not None:
             return interface.name, interface.mac
+        if node in self.plan.backhaul.by_host:
+            return "eth0", self.plan.backhaul.by_host[node].mac
         # a link between a balancer and one of its replicas, which the topology does not list
         return ("lb0" if node == link.b else f"r{link.b.rpartition('-r')[2]}"), None
 
     def _configure(self, name: str) -> None:
         """Addresses, routes and static neighbours of one node; may be repeated."""
-        lines = list(ip_commands(self.plan, name, self._replicas))
+        lines = list(ip_commands(self.plan, name, self._replicas, self.routing.path_index))
         node = next((node for node in self.plan.topology.nodes if node.name == name), None)
         sysctls = {"net/ipv6/conf/all/disable_ipv6": 1}
         if isinstance(node, Upf):
             sysctls["net/ipv4/ip_forward"] = 1
         if isinstance(node, Ue | Upf):
             sysctls |= {"net/ipv4/conf/all/rp_filter": 0, "net/ipv4/conf/default/rp_filter": 0}
+        if name in self.plan.backhaul.sinks:
+            # What a flow sends comes in by the donor of its path, also while the answers still take another.
+            names = ["all", *(one.name for one in self.plan.interfaces_of(name))]
+            sysctls |= {f"net/ipv4/conf/{one}/rp_filter": 0 for one in names}
         writes = "".join(f"echo {value} >/proc/sys/{key} 2>/dev/null || :; " for key, value in sysctls.items())
         done = subprocess.run(
             ["nsenter", "-t", str(self._containers[name].netns_pid), "-n", "sh", "-c", f"{writes}exec ip -batch -"],
@@ -264,6 +302,10 @@ class Network:
 
     def set_path(self, slice_name: str, routes: Sequence[Route]) -> None:
         """Move the N3 traffic of a slice, make before break; one route for each gNB of the slice."""
+        if self._sdn_app is not None:
+            raise EmulationError(
+                f"the SDN application {self._sdn_app} is in charge of the switches; paths are its decision"
+            )
         self._forwarding.move(slice_name, routes)
 
     # --- slices ------------------------------------------------------------------------------------
@@ -482,7 +524,16 @@ class Network:
             if not self._is_switch(node):
                 self._configure(node)
         self._shape_slices()
+        self.routing.shape([link])
         return new
+
+    def set_link_state(self, name: str, up: bool) -> None:
+        """Cut a link or mend it; nodes then know their neighbours over it again, which the kernel forgets."""
+        link = self.plan.topology.link_named(name)
+        self._links[link.name].set_state(up)
+        for node in (link.a, link.b):
+            if up and not self._is_switch(node) and node not in self._down:
+                self._configure(node)
 
     # --- programs ----------------------------------------------------------------------------------
 
@@ -496,12 +547,23 @@ class Network:
 
     def check_alive(self) -> None:
         """EmulationError when something that should run has died by itself."""
+        self.routing.check_alive()
         self._fleet.check_alive()
 
     def set_epoch(self, time_ns: int) -> None:
         """Run time 0 in monotonic nanoseconds, for channels and scripts."""
         self._epoch_ns = time_ns
         self._fleet.set_epoch(time_ns)
+
+    def start_backhaul(self, demands: Sequence[BackhaulDemand]) -> None:
+        """Give the sources of the backhaul flows their demand over the run; :meth:`set_epoch` comes first."""
+        for demand in demands:
+            steps: dict[float, float] = {}
+            for activity in demand.activities:
+                steps[activity.start_s] = activity.rate
+                steps.setdefault(activity.stop_s, 0.0)
+            host = self.plan.backhaul.flows[demand.flow].host
+            self.client(host).call("schedule", epoch_ns=self._epoch_ns, steps=sorted(steps.items()))
 
     def start_flow(self, flow: Flow, rate: float) -> None:
         """Let a UE use an application."""
@@ -535,7 +597,7 @@ class Network:
     def features(self) -> Mapping[str, object]:
         """What the host does it with: OVS datapath, link mechanisms, cgroup version."""
         mechanisms = {name: handle.mechanism for name, handle in self._links.items()}
-        return {"ovs_datapath": self._net.datapath, "link_mechanisms": mechanisms}
+        return {"ovs_datapath": self._net.datapath, "link_mechanisms": mechanisms, **self.routing.details}
 
     # --- captures and probes -----------------------------------------------------------------------
 

@@ -4,9 +4,9 @@ Pure data and pure functions: interfaces, MAC and IPv4 addresses, routes, static
 OpenFlow rules. The network is wired by explicit rules only (no learning, no ARP), so that a path is
 what the plan says and loops in the transport are harmless.
 
-Addresses: radio links 10.200.K.0/24, balancer to replica 10.201.K.0/24, interfaces in transport
-10.1.0.0/16 (/32 each), UE pools 10.64.0.0/16 upward, one per slice. They live inside namespaces that
-the run owns, so two runs may use the same ones.
+Addresses: radio links 10.200.K.0/24, balancer to replica 10.201.K.0/24, backhaul flows 10.202.0.0/16 and
+10.203.0.0/16, interfaces in transport 10.1.0.0/16 (/32 each), UE pools 10.64.0.0/16 upward, one per slice.
+They live inside namespaces that the run owns, so two runs may use the same ones.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from topologies.model import App, Gnb, Link, Switch, Topology, TopologyError, Ue, Upf
 from topologies.paths import Route, default_path, serving_gnb, slice_upf
+from twin.emulation.backhaul import BackhaulPlan
 
 RADIO_PORT = 38412
 FIRST_UE_POOL = 64
@@ -86,6 +87,7 @@ class Plan:
     ue_pools: dict[str, str]
     slice_upfs: dict[str, str]
     slice_gnbs: dict[str, tuple[str, ...]]
+    backhaul: BackhaulPlan
     radio_links: dict[str, str] = field(default_factory=dict)
 
     def interface(self, node: str, link: str) -> Interface:
@@ -133,10 +135,6 @@ class Plan:
 
 def make_plan(topology: Topology) -> Plan:
     """Work out addresses, pairs and routes; TopologyError names what cannot be wired."""
-    banded = next((link.name for link in topology.links if link.band is not None), None)
-    if topology.backhaul or banded is not None:
-        what = f"link {banded}" if banded is not None else f"backhaul flow {topology.backhaul[0].name}"
-        raise TopologyError(f"{what}: IAB backhaul runs in fidelity flow only; emulation does not carry it")
     if len(topology.slices) > MAX_SLICES:
         raise TopologyError(f"slices: at most {MAX_SLICES} on emulation, got {len(topology.slices)}")
     for gnb in topology.of_kind(Gnb):
@@ -160,6 +158,7 @@ def make_plan(topology: Topology) -> Plan:
         ue_pools=ue_pools,
         slice_upfs=slice_upfs,
         slice_gnbs=gnbs,
+        backhaul=BackhaulPlan(topology),
         radio_links=radio_links,
     )
 

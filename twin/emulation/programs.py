@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from topologies.model import App, Gnb, Topology, Ue, Upf
+from twin.emulation.backhaul import SINK_PORT, SOURCE_MTU, BackhaulPlan
 from twin.emulation.plan import RADIO_PORT, Plan
 
 N6_MTU = 1500
@@ -85,6 +86,38 @@ def programs(plan: Plan, *, seed: int, epoch_ns: int) -> Iterator[ProgramSpec]:
         yield from gnb_programs(plan, gnb, seed=seed, epoch_ns=epoch_ns)
     for group in topology.of_kind(Ue):
         yield from ue_programs(plan, group)
+    yield from backhaul_programs(plan.backhaul)
+
+
+def backhaul_programs(plan: BackhaulPlan) -> Iterator[ProgramSpec]:
+    """The sinks of the backhaul flows, then their sources."""
+    for sink in plan.sinks:
+        flows = [one for one in plan.flows.values() if one.flow.sink == sink]
+        yield ProgramSpec(
+            sink,
+            sink,
+            "backhaul",
+            {
+                "role": "sink",
+                "node": sink,
+                "bind": flows[0].sink_address,
+                "port": SINK_PORT,
+                "flows": {one.flow.name: one.address for one in flows},
+            },
+        )
+    for one in plan.flows.values():
+        yield ProgramSpec(
+            one.host,
+            one.host,
+            "backhaul",
+            {
+                "role": "source",
+                "node": one.host,
+                "bind": one.address,
+                "sink": [one.sink_address, SINK_PORT],
+                "mtu": SOURCE_MTU,
+            },
+        )
 
 
 def upf_program(plan: Plan, upf: Upf) -> ProgramSpec:

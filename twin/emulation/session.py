@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from topologies.model import Topology, TopologyError, Ue
 from twin.backend import BackendError
+from twin.emulation.backhaul_meter import BackhaulMeter
 from twin.emulation.capture import Capture, CaptureError
 from twin.emulation.client import ProgramDownError, ProgramError
 from twin.emulation.errors import EmulationError
@@ -39,6 +40,7 @@ def _silent(_: str) -> None:
 class EmulationBackend:
     """Brings topologies up with Mininet, Docker and Open vSwitch. Needs root; see ``twin doctor``.
 
+    ``sdn_app``: a user's OpenFlow application (file or module) that controls the switches instead of TwinBed.
     ``run_id`` marks everything created on the host; ``folder`` is where logs and captures go;
     ``captures`` are ``NODE:INTERFACE`` names to record as pcap files; ``progress`` is told the steps
     of the bring-up.
@@ -55,7 +57,9 @@ class EmulationBackend:
         captures: Sequence[str] = (),
         progress: Progress = _silent,
         probes: bool = True,
+        sdn_app: str | None = None,
     ) -> None:
+        self.sdn_app = sdn_app
         self.run_id = run_id
         self.folder = folder
         self.captures = tuple(captures)
@@ -91,7 +95,13 @@ class EmulationSession:
             journal = self._stack.enter_context(Journal.create(backend.run_id))
             prefix = "tb" + hashlib.blake2s(backend.run_id.encode(), digest_size=2).hexdigest()
             self._network = Network(
-                plan, run_id=backend.run_id, prefix=prefix, logs=backend.folder / "logs", journal=journal, seed=seed
+                plan,
+                run_id=backend.run_id,
+                prefix=prefix,
+                logs=backend.folder / "logs",
+                journal=journal,
+                seed=seed,
+                sdn_app=backend.sdn_app,
             )
             self._stack.callback(self._network.down)
             self._network.up(progress)
@@ -103,6 +113,7 @@ class EmulationSession:
             self._load = load
             self._plan = plan
             self._meter = UserPlaneMeter(plan, load)
+            self._backhaul = BackhaulMeter(plan.backhaul)
             self._gauges = Gauges(self._network)
             self._epoch_s = time.monotonic()
             self._network.set_epoch(time.monotonic_ns())
@@ -114,6 +125,7 @@ class EmulationSession:
             self._actuators = Actuators(self._network, self._replay)
             self._settle_counters()
             self._host = HostMeter()
+            self._network.start_backhaul(load.backhaul)
             self._replay.start()
         except (EmulationError, TopologyError, JournalError, CaptureError, OSError, *HOST_ERRORS) as error:
             self._stack.close()
@@ -159,6 +171,7 @@ class EmulationSession:
         span_s, read_s = self._span()
         readings = self._read()
         kpis = self._meter.kpis(until_s, span_s, readings, self._replay.active_ues())
+        kpis += self._backhaul.kpis(until_s, self._backhaul_stats)
         kpis += self._gauges.kpis(until_s, span_s)
         kpis += self._host.kpis(until_s)
         kpis.append(Kpi(until_s, "run", "clock_lag_s", max(0.0, read_s - until_s)))
@@ -196,6 +209,7 @@ class EmulationSession:
         """Read everything once, so that bring-up and probes are not counted in the first interval."""
         self._last_read_s = self.clock_s()
         self._meter.kpis(0.0, 1.0, self._read(), {})
+        self._backhaul.kpis(0.0, self._backhaul_stats)
         self._gauges.kpis(0.0, 1.0)
 
     def _read(self) -> Readings:
@@ -204,6 +218,7 @@ class EmulationSession:
             kind = "app" if spec.module in ("app_stream", "app_telemetry", "balancer") else spec.module
             key = spec.node if kind in ("ue", "traffic", "upf", "app") else spec.name
             by_module.setdefault(kind, {})[key] = stats
+        self._backhaul_stats = by_module.get("backhaul", {})
         return Readings(
             ue=by_module.get("ue", {}),
             traffic=by_module.get("traffic", {}),

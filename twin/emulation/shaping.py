@@ -12,13 +12,14 @@ import errno
 import ipaddress
 import math
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from twin.emulation.netlink import Netlink, NetlinkError, offloads_off
 
 UNLIMITED_BPS = 100e9
+IPV4, MPLS = 0x0800, 0x8847
 DEFAULT_QUEUE_PACKETS = 50
 _QUANTUM = 1514
 _ROOT_CLASS = 0x10001
@@ -26,6 +27,7 @@ _DEFAULT_MINOR = 2
 _FIRST_MINOR = 0x10
 # Share of the link that slices cannot take from ARP and control when they ask for more than there is.
 _CONTROL_SHARE = 0.02
+_LABEL_BYTES = 4
 
 
 class ShapingError(Exception):
@@ -51,9 +53,13 @@ class Impairment(NamedTuple):
 
 @dataclass(slots=True)
 class _SliceClass:
+    """``filters``: the keys of each, at least one of which a packet of ``protocol`` must match."""
+
     minor: int
     bandwidth_bps: float
     filters: list[list[tuple[int, int, int]]] = field(default_factory=list)
+    protocol: int = IPV4
+    queue_packets: int | None = None
 
 
 class Shaper:
@@ -140,6 +146,36 @@ class Shaper:
                 raise self._error(error) from None
             self._next_minor += 1
 
+    def add_labelled_flows(
+        self, addresses: Mapping[str, str], *, by: Literal["src", "dst"], queue_packets: int
+    ) -> None:
+        """One queue each for flows of IPv4 packets behind one MPLS label, told by source or destination address.
+
+        Each may use the whole link; while several have packets they are served in turn, frame by frame, so that
+        they share it equally (HTB is a deficit round robin among classes that borrow). Needs a rate.
+        """
+        if self._rate_bps is None:
+            raise ShapingError(f"interface {self.interface}: queues per flow need a rate of the link")
+        offset = _LABEL_BYTES + (12 if by == "src" else 16)
+        with self._lock, self._netlink() as netlink:
+            index = self._index(netlink)
+            added = []
+            for name, address in addresses.items():
+                if name in self._classes:
+                    raise ShapingError(f"interface {self.interface}: class {name} exists already")
+                keys = [[self._key(name, offset, address)]]
+                # Whatever the link's rate is or becomes, each gets an equal part of it.
+                one = _SliceClass(self._next_minor, UNLIMITED_BPS, keys, MPLS, queue_packets)
+                self._next_minor += 1
+                self._classes[name] = one
+                added.append(one)
+            try:
+                self._apply(netlink, index)
+                for one in added:
+                    self._plant(netlink, index, one)
+            except NetlinkError as error:
+                raise self._error(error) from None
+
     def has_class(self, name: str) -> bool:
         """Whether :meth:`add_class` made this class."""
         return name in self._classes
@@ -164,7 +200,7 @@ class Shaper:
             one = self._class(name)
             index = self._index(netlink)
             try:
-                netlink.delete_filters(index, one.minor)
+                netlink.delete_filters(index, one.minor, protocol=one.protocol)
                 netlink.delete_htb_class(index, one.minor)
                 del self._classes[name]
                 self._apply(netlink, index)
@@ -259,18 +295,24 @@ class Shaper:
     def _plant(self, netlink: Netlink, index: int, one: _SliceClass) -> None:
         self._leaf(netlink, index, one.minor, replace=True)
         for keys in one.filters:
-            netlink.add_u32(index, one.minor, one.minor, keys)
+            netlink.add_u32(index, one.minor, one.minor, keys, protocol=one.protocol)
 
     def _leaves(self, netlink: Netlink, index: int, *, replace: bool) -> None:
         for minor in (_DEFAULT_MINOR, *(one.minor for one in self._classes.values())):
             self._leaf(netlink, index, minor, replace=replace)
+
+    def _queue_of(self, minor: int) -> int:
+        for one in self._classes.values():
+            if one.minor == minor and one.queue_packets is not None:
+                return one.queue_packets
+        return self._queue_packets
 
     def _leaf(self, netlink: Netlink, index: int, minor: int, *, replace: bool) -> None:
         parent = 0x10000 | minor
         # A qdisc of another kind cannot take over a handle in use: pfifo and netem number theirs apart.
         if self._impairment is None:
             if replace:
-                netlink.add_pfifo(index, parent, minor << 16, self._queue_packets)
+                netlink.add_pfifo(index, parent, minor << 16, self._queue_of(minor))
             return
         delay_s, jitter_s, loss_ratio, seed = self._impairment
         # netem's limit counts what is in flight too: allow for the bandwidth-delay product in small frames.
@@ -282,7 +324,7 @@ class Shaper:
             delay_s=delay_s,
             jitter_s=jitter_s,
             loss_ratio=loss_ratio,
-            limit_packets=self._queue_packets + int(in_flight),
+            limit_packets=self._queue_of(minor) + int(in_flight),
             seed=seed + minor,
         )
 

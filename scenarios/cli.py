@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scenarios import iab_cli
+from scenarios import iab_cli, slice_model_cli
 from scenarios.exit_codes import ExitCode
 from scenarios.options import Format, FormatOption
 from scenarios.plugin_commands import PluginGroup
@@ -42,6 +42,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(iab_cli.app)
+app.add_typer(slice_model_cli.app)
 
 
 class Fidelity(StrEnum):
@@ -485,13 +486,14 @@ def _say(text: str) -> None:
 def _user_errors() -> tuple[type[Exception], ...]:
     """Errors whose message is meant for the user; imported late, when one has been raised."""
     from controllers.iab.problem import SolveError
+    from controllers.microopt.slice_data import SliceModelError
     from scenarios.errors import ScenarioFileError
     from scenarios.plugin import PluginError
     from scenarios.registry import UnknownNameError
     from topologies.iab import IabError
     from twin.store import StoreError
 
-    return ScenarioFileError, UnknownNameError, PluginError, StoreError, IabError, SolveError
+    return ScenarioFileError, UnknownNameError, PluginError, StoreError, IabError, SolveError, SliceModelError
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -16,8 +16,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from controllers.microopt.slice_model import DELAY, THROUGHPUT, SliceModelError
 
+class SliceModelError(ValueError):
+    """A data set, model or file that cannot be used; the message is one line for the user."""
+
+
+THROUGHPUT = "throughput_mbps"
+DELAY = "delay_s"
 RESOURCE_COLUMNS = {
     "cpu": "cpu_millicores",
     "bw": "bandwidth_mbps",
@@ -56,8 +61,11 @@ class QosData:
     sha256: str
 
 
-def read_qos(path: Path) -> QosData:
-    """Read and check a data set; SliceModelError names the column and the row (1 is the first data row)."""
+def read_qos(path: Path, *, least_cells: int = 2) -> QosData:
+    """Read and check a data set; SliceModelError names the column and the row (1 is the first data row).
+
+    A slice with fewer than ``least_cells`` allocations is refused: nothing can be learned about resources.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -91,9 +99,11 @@ def read_qos(path: Path) -> QosData:
             np.stack([numbers[column][keep] for column in inputs], axis=1),
             {QOS_COLUMNS[column]: numbers[column][keep] for column in metrics},
         )
-        if (count := int(rows.cells().max()) + 1) < 2:
+        if (count := int(rows.cells().max()) + 1) < least_cells:
             allocation = ", ".join(f"{column} {rows.allocation[0, i]:g}" for i, column in enumerate(inputs))
-            raise SliceModelError(f"{path}: slice {name}: {count} cell only ({allocation}), needs at least 2")
+            raise SliceModelError(
+                f"{path}: slice {name}: {count} cell only ({allocation}), needs {least_cells} or more"
+            )
         slices[name] = rows
     return QosData(tuple(RESOURCE_COLUMNS[c] for c in inputs), slices, path.name, hashlib.sha256(content).hexdigest())
 

@@ -25,18 +25,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from controllers.microopt.slice_data import DELAY as DELAY
+from controllers.microopt.slice_data import THROUGHPUT as THROUGHPUT
+from controllers.microopt.slice_data import SliceModelError as SliceModelError
+
 FORMAT = "twinbed.slice-model"
 VERSION = 1
 Kind = Literal["paper", "gaussian", "mdn"]
-THROUGHPUT = "throughput_mbps"
-DELAY = "delay_s"
 _SQRT2 = math.sqrt(2.0)
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 _HULL_TOLERANCE = 1e-6
-
-
-class SliceModelError(ValueError):
-    """A model, data set or file that cannot be used; the message is one line for the user."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +80,20 @@ class QosDistribution:
         if self.components == 1:
             return single.squeeze(-1)
         return torch.logsumexp(single + self.weights.clamp_min(1e-30).log(), dim=-1)
+
+    def quantile(self, level: float) -> Tensor:
+        """The value that the QoS stays below with probability ``level`` in (0, 1); shape (...), no gradient."""
+        if not 0.0 < level < 1.0:
+            raise ValueError(f"level must lie between 0 and 1, got {level:g}")
+        with torch.no_grad():
+            # A quantile of a mixture lies between those of its components.
+            each = self.means + self.stds * math.sqrt(2.0) * torch.erfinv(torch.tensor(2.0 * level - 1.0))
+            low, high = each.amin(-1), each.amax(-1)
+            for _ in range(0 if self.components == 1 else 40):
+                middle = (low + high) / 2
+                below = self.cdf(middle) < level
+                low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+            return (low + high) / 2
 
     def sample(self, normal: Tensor, uniform: Tensor | None = None) -> Tensor:
         """Reparameterised draws, one for each element of ``normal`` (standard normal draws whose shape

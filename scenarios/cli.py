@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scenarios import iab_cli, slice_model_cli
+from scenarios import iab_cli, slice_model_cli, slice_opt_cli
 from scenarios.exit_codes import ExitCode
 from scenarios.options import Format, FormatOption
 from scenarios.plugin_commands import PluginGroup
@@ -42,6 +42,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(iab_cli.app)
+app.add_typer(slice_opt_cli.app)
 app.add_typer(slice_model_cli.app)
 
 
@@ -119,6 +120,10 @@ def run(
             help="instead of the file's, with the interval and scope of its first one; repeatable; none: no controller",
         ),
     ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="what the controllers given by --controller learned (twin train)"),
+    ] = None,
     seed: Annotated[int | None, typer.Option(metavar="NUMBER", help="overrides the file")] = None,
     duration: Annotated[str | None, typer.Option(metavar="TIME", help="overrides the file, e.g. 30s")] = None,
     slicing: Annotated[
@@ -137,12 +142,15 @@ def run(
     from scenarios.registry import MissingPartError, emulation_missing
     from scenarios.runs import dumps, run_object
 
+    if policy is not None and not [name for name in controller or () if name != "none"]:
+        raise UserError(f"--policy {policy}: needs --controller, which says who learned it")
     overrides: dict[str, Any] = {
         "fidelity": fidelity and fidelity.value,
         "seed": seed,
         "duration_s": None if duration is None else _duration(duration),
         "slicing": None if slicing is None else slicing is not Slicing.OFF,
         "controllers": None if controller is None else [name for name in controller if name != "none"],
+        "policy": policy,
         "settings": dict(_setting(text) for text in settings or ()),
     }
     loaded = _load(scenario, **overrides)

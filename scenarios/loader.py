@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from twin.realise_backhaul import BackhaulSpec
 
 TRACE_PREFIX = "traces:"
+POLICY = "policy"
 DEFAULT_PACKET_BYTES = {"stream": 1200, "telemetry": 200, "request": 200}
 
 
@@ -44,14 +45,15 @@ def load_scenario(
     fidelity: str | None = None,
     slicing: bool | None = None,
     controllers: Sequence[str] | None = None,
+    policy: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Scenario:
     """Read, check and resolve a scenario file.
 
     The keyword arguments override what the file says; ``controllers`` replaces all its controllers by
     ones of these names, with the interval, scope and time limit of the file's first one and default
-    parameters; ``settings`` maps dotted paths to new values
-    (``slices.embb.resources.ran.prb_share`` -> 0.5). Raises :class:`ScenarioFileError`.
+    parameters, but for ``policy``: the file of what they learned; ``settings`` maps dotted paths to new
+    values (``slices.embb.resources.ran.prb_share`` -> 0.5). Raises :class:`ScenarioFileError`.
     """
     overrides: dict[Location, tuple[str, Any]] = {}
     for key, value in (settings or {}).items():
@@ -62,14 +64,18 @@ def load_scenario(
             overrides[option,] = (f"--{option}", value)
     source = read_source(Path(path))
     if controllers is not None:
-        overrides["controllers",] = ("--controller", _replaced(source.data.get("controllers"), controllers))
+        entries = _replaced(source.data.get("controllers"), controllers, policy)
+        overrides["controllers",] = ("--controller", entries)
     return resolve(source.with_values(overrides) if overrides else source)
 
 
-def _replaced(given: object, names: Sequence[str]) -> list[dict[str, Any]]:
+def _replaced(given: object, names: Sequence[str], policy: str | Path | None) -> list[dict[str, Any]]:
     """Entries for other controllers that act as often, and on the same things, as the file's first one."""
     first = given[0] if isinstance(given, list) and given and isinstance(given[0], dict) else {}
     kept = {key: first[key] for key in ("interval", "scope", "time_limit") if key in first}
+    if policy is not None:
+        # Seen from here, not from the scenario file.
+        kept["params"] = {POLICY: str(Path(policy).absolute())}
     return [{"use": name, **kept} for name in names]
 
 
@@ -164,7 +170,7 @@ def _controllers(
             controller=entry.use,
             interval_s=entry.interval,
             scope=tuple(scope),
-            params=entry.params,
+            params=_found_policy(entry.params, source.file),
             time_limit_s=entry.time_limit,
         )
         refused = _refused_params(spec, topology)
@@ -173,6 +179,13 @@ def _controllers(
             problems.append(source.problem(at, f"{dotted(at)}: {refused}"))
         specs.append(spec)
     return tuple(specs)
+
+
+def _found_policy(params: Mapping[str, Any], scenario_file: str) -> Mapping[str, Any]:
+    """The parameters with the path of ``policy`` starting where the scenario file is."""
+    if not isinstance(params.get(POLICY), str):
+        return params
+    return {**params, POLICY: str((Path(scenario_file).parent / params[POLICY]).absolute())}
 
 
 def _refused_params(spec: ControllerSpec, topology: Topology) -> str | None:

@@ -123,7 +123,7 @@ def _search(problem: Problem, rng: np.random.Generator, options: Options) -> tup
             optimiser.zero_grad()
             error = network(known, network.draw()) - quality
             loss = (error**2).mean() / (2 * options.noise**2) + network.divergence() / known.shape[0] / 10
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimiser.step()
 
     def evaluate(unit: Tensor) -> Tensor:

@@ -84,15 +84,16 @@ def _axes(low: Tensor, high: Tensor, points: int) -> Tensor:
     return torch.cartesian_prod(*axes) if len(axes) > 1 else axes[0].unsqueeze(-1)
 
 
-def _points(problem: Problem, s: int) -> int:
+def _axis_points(problem: Problem, s: int) -> int:
     per_axis = POINTS_PER_AXIS if problem.slices[s].traffic.values.size == 1 else POINTS_WITH_DISTRIBUTION
     # Three resources and more: as many points in total.
-    return max(9, round(per_axis ** (2 / max(2, len(problem.resources)))))
+    scaled = round(float(per_axis) ** (2 / max(2, len(problem.resources))))
+    return max(9, int(scaled))
 
 
 def _one_slice(problem: Problem) -> tuple[Tensor, int, list[dict[str, object]]]:
     low, high = problem.low[0], problem.high[0]
-    points = _points(problem, 0)
+    points = _axis_points(problem, 0)
     bound = float(problem.beta_thresh[0]) * (1 - ROUNDING)
     evaluations = 0
     levels: list[dict[str, object]] = []
@@ -110,7 +111,9 @@ def _one_slice(problem: Problem) -> tuple[Tensor, int, list[dict[str, object]]]:
         if not bool(feasible.any()):
             # Nothing is feasible: the least bad point, the cheapest of equals.
             place = int((beta + 1e-6 * cost).argmin())
-            return tried[place].unsqueeze(0), evaluations, levels
+            # Where hardly anybody is served anywhere, all of everything.
+            hopeless = float(beta[place]) > 1 - 1e-3
+            return (problem.everything if hopeless else tried[place].unsqueeze(0)), evaluations, levels
         ranked = torch.where(feasible, cost, torch.inf)
         order = torch.argsort(ranked)[:REFINED]
         order = order[torch.isfinite(ranked[order])]
@@ -146,7 +149,7 @@ def _several(problem: Problem) -> tuple[Tensor, int, list[dict[str, object]]]:
     chosen: Tensor | None = None
     failed: list[Tensor] = []
     for s in range(len(problem.slices)):
-        points = _axes(problem.low[s], problem.high[s], _points(problem, s))
+        points = _axes(problem.low[s], problem.high[s], _axis_points(problem, s))
         with torch.no_grad():
             beta = problem.slice_beta(points, s, OPTIMISER_VALUES)
         evaluations += points.shape[0]

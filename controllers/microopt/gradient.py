@@ -153,7 +153,7 @@ class _Search:
         count, options = self.options.candidates, self.options
         drawn = torch.tensor(self.rng.random((count, *low.shape)), dtype=torch.float32)
         u = low + drawn * (high - low)
-        u = torch.cat((u, self._fair(high).unsqueeze(0), low.unsqueeze(0)))
+        u = torch.cat((u, self.problem.everything.unsqueeze(0), low.unsqueeze(0)))
         if warm is not None:
             u = torch.cat((u, self._box(warm).unsqueeze(0)))
         self._scales(u)
@@ -162,14 +162,8 @@ class _Search:
         excess = (beta - self.bound).clamp_min(0).sum(-1) + (u.sum(-2) - 1).clamp_min(0).sum(-1)
         order = torch.argsort(excess * 10 + self.problem.cost(u))
         kept = u[order[: options.starts]]
-        extra = [self._fair(high).unsqueeze(0)] + ([self._box(warm).unsqueeze(0)] if warm is not None else [])
+        extra = [self.problem.everything.unsqueeze(0)] + ([self._box(warm).unsqueeze(0)] if warm is not None else [])
         return torch.cat((kept, *extra)).clone()
-
-    def _fair(self, high: Tensor) -> Tensor:
-        """As much of everything as the capacities allow, in equal parts above the least."""
-        low = self.problem.low
-        room = (1 - low.sum(0)) / (high - low).sum(0).clamp_min(1e-9)
-        return low + (high - low) * room.clamp(0, 1)
 
     def _scales(self, u: Tensor) -> None:
         """Standard deviation of each slice's QoS, the unit of rho; of a scalar model: that of its distribution."""
@@ -252,8 +246,11 @@ class _Search:
                 self.least_bad = least
 
     def _least_bad(self) -> Tensor:
-        assert self.least_bad is not None  # the least of everything fits every capacity that a Problem takes
-        return self.least_bad[2]
+        """The point of least excess; where hardly anybody is served anywhere, all of everything."""
+        least = self.least_bad
+        if least is None or least[0] > 1 - float(self.problem.beta_thresh.max()) - 1e-3:
+            return self.problem.everything
+        return least[2]
 
     def _slopes(self, u: Tensor) -> Tensor:
         """Gradient of the exact E[beta] of every slice with respect to its own allocation, (B, S, K)."""
@@ -324,7 +321,7 @@ class _Search:
         assert self.best is not None
         if all(demand.traffic.values.size <= OPTIMISER_VALUES for demand in self.problem.slices):
             return
-        end = torch.maximum(self._fair(self.problem.high), self.best)
+        end = torch.maximum(self.problem.everything, self.best)
         share = torch.linspace(0, 0.1, 33).reshape(-1, 1, 1)
         line = self.best + share * (end - self.best)
         allowed = self.problem.beta_thresh * (1 - 0.5 * self.options.margin)

@@ -6,11 +6,11 @@ Source: "IPO: Interior-Point Policy Optimization under Constraints" (AAAI 2020, 
 
     maximise  L_CLIP(theta) + sum_i log(d_i - J_Ci(theta)) / t
 
-State: the traffic (``cadrl``: its peak; ``cadrl_plus``: its deciles). Action: the allocation, in [0, 1]^K of its range. Reward:
--eta . r. Cost: beta of the interval, limit d = beta_thresh. An episode is one reconfiguration interval, so that the
-return is the reward and the advantage is the reward less the critic. The policy is trained from scratch for the given
-traffic, as in MicroOpt. It starts feasible: at nearly all of everything. When a batch leaves the feasible set (the logarithm then has no value), the
-step minimises the violation instead, which IPO's line 4 calls recovering feasibility.
+State: the traffic (``cadrl``: its peak; ``cadrl_plus``: its deciles). Action: the allocation, in [0, 1]^K of its
+range. Reward: -eta . r. Cost: beta of the interval, limit d = beta_thresh. An episode is one reconfiguration interval,
+so that the return is the reward and the advantage is the reward less the critic. The policy is trained from scratch for
+the given traffic, as in MicroOpt. It starts feasible: at nearly all of everything. When a batch leaves the feasible set
+(the logarithm then has no value), the step minimises the violation instead.
 
 beta of an interval is drawn: the indicator of equation 1 over ``slots`` draws of users and QoS. The answer is the mean
 action of the last policy whose mean action is feasible by the strict definition.
@@ -102,7 +102,7 @@ def _train(problem: Problem, rng: np.random.Generator, options: Options) -> tupl
     actor_step = torch.optim.Adam(policy.parameters(), lr=options.rate)
     critic_step = torch.optim.Adam([*critic.parameters(), *cost_critic.parameters()], lr=options.critic_rate)
     best: Tensor | None = None
-    fallback = _clip(problem, torch.full_like(low, options.start), low, high, shape)
+    fallback = _placed(torch.full_like(low, options.start), low, high, shape)
     least = math.inf
     evaluations = 0
     trace: list[dict[str, Any]] = []
@@ -138,16 +138,16 @@ def _train(problem: Problem, rng: np.random.Generator, options: Options) -> tupl
             else:
                 loss = (-slack).clamp_min(0).sum() * 10
             actor_step.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
             actor_step.step()
             error = ((critic(observed) - reward.unsqueeze(-1)) ** 2).mean()
             error = error + ((cost_critic(observed) - beta) ** 2).mean()
             critic_step.zero_grad()
-            error.backward()  # type: ignore[no-untyped-call]
+            error.backward()
             critic_step.step()
         with torch.no_grad():
-            mean = _clip(problem, policy(observed).mean, low, high, shape)
+            mean = _placed(policy(observed).mean, low, high, shape)
             expected = problem.expected_beta(mean.unsqueeze(0))[0]
             within = bool(problem.within(mean.unsqueeze(0))[0])
         evaluations += 1
@@ -168,7 +168,7 @@ def _train(problem: Problem, rng: np.random.Generator, options: Options) -> tupl
     return best if best is not None else fallback, evaluations, trace
 
 
-def _clip(problem: Problem, unit: Tensor, low: Tensor, high: Tensor, shape: torch.Size) -> Tensor:
+def _placed(unit: Tensor, low: Tensor, high: Tensor, shape: torch.Size) -> Tensor:
     return (low + unit.clamp(0, 1) * (high - low)).reshape(shape)
 
 

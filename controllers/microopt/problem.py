@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from controllers.microopt.slice_model import DELAY, THROUGHPUT, QosDistribution, SliceModel, SliceModelError
+from controllers.microopt.slice_data import DELAY, THROUGHPUT, SliceModelError
+from controllers.microopt.slice_model import QosDistribution, SliceModel
 from controllers.microopt.traffic import Traffic
 
 CAPACITY = {"cpu_millicores": 4500.0, "bandwidth_mbps": 50.0, "prb_share": 1.0}
@@ -38,7 +39,7 @@ _CHUNK = 1 << 16
 _POINT = 1e-6
 
 
-class ProblemError(ValueError):
+class ProblemError(SliceModelError):
     """A problem that cannot be stated; the message is one line for the user."""
 
 
@@ -167,6 +168,12 @@ class Problem:
         return (u * self.price).sum((-1, -2))
 
     @cached_property
+    def everything(self) -> Tensor:
+        """As much of all as the capacities allow, in equal parts above the least; normalised, (S, K)."""
+        room = (1 - self.low.sum(0)) / (self.high - self.low).sum(0).clamp_min(1e-9)
+        return self.low + (self.high - self.low) * room.clamp(0, 1)
+
+    @cached_property
     def _nodes(self) -> dict[int, list[tuple[Tensor, Tensor]]]:
         return {}
 
@@ -190,7 +197,10 @@ class Problem:
         """Exact E[beta] of slice ``s`` for allocations (B, K), shape (B,); large batches in pieces."""
         demand, (users, share) = self.slices[s], self.nodes(count)[s]
         step = max(1, _CHUNK // users.numel())
-        parts = [demand.components(self.natural(piece), users).cdf(demand.threshold) @ share for piece in u.split(step)]
+        parts = [
+            demand.components(self.natural(piece), users).cdf(demand.threshold) @ share
+            for piece in torch.split(u, step)
+        ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @cached_property

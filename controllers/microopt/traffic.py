@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
+from controllers.microopt.slice_data import SliceModelError
 from traces.microopt import SliceTraffic
-from traces.model import TraceError
 from traces.profiles import DATA
 from traces.telecom_italia import read_cell
 
@@ -35,7 +35,7 @@ TRACE = DATA / "sms-call-internet-mi-2013-11-04.txt.gz"
 SQUARE = 5161
 
 
-class TrafficError(ValueError):
+class TrafficError(SliceModelError):
     """Traffic that cannot be used; the message is one line for the user."""
 
 
@@ -180,10 +180,4 @@ def _from_file(path: Path) -> Traffic:
         if not (math.isfinite(value) and value >= 0):
             raise TrafficError(f"traffic file {path}:{number}: users must be a number of at least 0, got {line[:40]!r}")
         values.append(value)
-    try:
-        return samples(values, f"file:{path}")
-    except TrafficError as error:
-        raise TrafficError(str(error)) from None
-
-
-__all__ = ["SPELLINGS", "TraceError", "Traffic", "TrafficError", "constant", "normal", "parse_traffic", "samples"]
+    return samples(values, f"file:{path}")

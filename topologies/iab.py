@@ -20,7 +20,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -427,6 +427,19 @@ def generate(
     paths = candidate_paths(found, links, k_paths, heuristic)
     flows = _random_flows(found, paths, LOADS_BPS[load], active_probability, _stream(seed, 2, matrix))
     return IabNetwork(found, links, flows)
+
+
+def with_matrix(network: IabNetwork, *, load: str, seed: int, matrix: int) -> IabNetwork:
+    """``network``, as ``generate`` made it with every node active, with its traffic matrix number ``matrix``.
+
+    Gives what ``generate`` with the same ``load``, ``seed`` and ``matrix`` gives, without choosing topology
+    and paths again. IabError where a node has no flow.
+    """
+    paths = {flow.source: flow.paths for flow in network.flows}
+    for node in network.nodes:
+        if not node.donor and node.id not in paths:
+            raise IabError(f"node {node.id}: has no flow; other traffic matrices need every node active")
+    return replace(network, flows=_random_flows(network.nodes, paths, LOADS_BPS[load], 1.0, _stream(seed, 2, matrix)))
 
 
 def _stream(seed: int, *concern: int) -> np.random.Generator:

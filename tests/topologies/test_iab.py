@@ -23,6 +23,7 @@ from topologies.iab import (
     read_allocation,
     read_network,
     routing_ids,
+    with_matrix,
     write_network,
 )
 
@@ -277,6 +278,14 @@ def test_capacities_are_uniform() -> None:
     wide = values[values > 5e8]
     assert wide.mean() == pytest.approx(900e6, rel=0.01)
     assert wide.std() == pytest.approx(200e6 / 12**0.5, rel=0.05)
+
+
+def test_other_traffic_matrices_of_a_network() -> None:
+    network = generate(20, seed=4, broken=2)
+    assert with_matrix(network, load="low", seed=4, matrix=7) == generate(20, seed=4, load="low", broken=2, matrix=7)
+    idle = generate(20, seed=4, active_probability=0.5)
+    with pytest.raises(IabError, match=r"node n\d+: has no flow"):
+        with_matrix(idle, load="low", seed=4, matrix=7)
 
 
 def test_flows_are_frozen() -> None:

@@ -35,7 +35,7 @@ def _loaded(point: EntryPoint) -> Any:
 
         found.__doc__ = f"Not usable here: {error}."
     if not isinstance(found, typer.Typer):
-        single = typer.Typer(rich_markup_mode=None)
+        single = typer.Typer(rich_markup_mode=None, add_completion=False)
         single.command(point.name)(found)
         found = single
     command = typer.main.get_command(found)

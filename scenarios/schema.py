@@ -514,7 +514,7 @@ AnyBackhaulProfile = Annotated[
 class BackhaulTraffic(Strict):
     """What the sources of backhaul flows send, in place of the demand that the topology gives them."""
 
-    kind: Literal["backhaul"]
+    kind: Literal["backhaul"] = Field(description="tells it from the traffic of UEs")
     name: Name = Field(description="name of this entry, and of its random stream")
     flows: Annotated[tuple[str, ...], BeforeValidator(_read_list)] | None = Field(
         default=None, description="names of backhaul flows; all of them when left out"

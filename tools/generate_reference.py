@@ -95,6 +95,10 @@ _HEADINGS = {
     "TransportResources": "Transport resources",
     "ComputeResources": "Core and edge resources",
     "TrafficEntry": "Traffic",
+    "BackhaulTraffic": "Traffic of backhaul flows",
+    "BackhaulEntry": "Backhaul flows",
+    "BackhaulPathEntry": "A path",
+    "BackhaulPathChoice": "A choice of paths",
     "ControllerEntry": "Controllers",
     "ScenarioFile": "The file",
 }
@@ -160,6 +164,12 @@ def scenario_page() -> str:
         schema.PoissonProfile,
         schema.OnOffProfile,
     )
+    backhaul_profiles = (
+        schema.BackhaulConstant,
+        schema.BackhaulRandom,
+        schema.BackhaulTelecomItalia,
+        schema.BackhaulTelecomItaliaSynthetic,
+    )
     events = (
         (schema.LinkEvent, "link: cut or mend"),
         (schema.NodeEvent, "node: kill or restart"),
@@ -196,7 +206,12 @@ def scenario_page() -> str:
         f"### Keys of every node\n\n{keys(schema.NodeSettings)}",
         *(section(model, 3, _kind(model), ("kind", *node_keys)) for model in nodes if len(model.model_fields) > 6),
         "### kind: switch, kind: host\n\nAn OpenFlow switch, and a bare network namespace: no further keys.",
+        "### kind: iab-node, kind: iab-donor\n\nNodes of an integrated access and backhaul network ([IAB](../iab.md)), "
+        "joined by links with a band: no further keys.",
         section(schema.LinkEntry),
+        section(schema.BackhaulEntry),
+        section(schema.BackhaulPathEntry, 3),
+        section(schema.BackhaulPathChoice, 3),
         section(schema.BuilderEntry),
         table(
             ("builder", "makes", "keys of `with`"),
@@ -220,6 +235,8 @@ def scenario_page() -> str:
         ),
         "### Profiles\n\nA profile says how many UEs of the group are active, over time.",
         *(section(model, 4, _kind(model), ("kind",)) for model in profiles),
+        section(schema.BackhaulTraffic),
+        *(section(model, 4, f"backhaul, {_kind(model)}", ("kind",)) for model in backhaul_profiles),
         section(schema.ControllerEntry),
         "## Events\n\nThe timeline of the run. Every event has `at` and may have `label`; events are actions on "
         "[knobs](knobs.md), like those of a controller, and take effect at the first interval boundary at or after "

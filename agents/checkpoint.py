@@ -11,6 +11,7 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,16 +60,17 @@ def write_whole(path: Path, content: bytes) -> None:
 def read(path: Path, agent: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Description and arrays of a checkpoint of ``agent``; CheckpointError names what is wrong."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile) or _META not in file.files:
-                raise CheckpointError(f"{path}: is not a checkpoint of TwinBed")
-            arrays = {name: file[name] for name in file.files}
-        meta = json.loads(bytes(arrays.pop(_META)).decode())
+        content = path.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile) as error:
-        if isinstance(error, CheckpointError):
-            raise
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)):
+            # np.load takes other files than archives, too.
+            loaded = np.load(io.BytesIO(content), allow_pickle=False)
+        with loaded:
+            arrays = {name: loaded[name] for name in loaded.files}
+        meta = json.loads(bytes(arrays.pop(_META)).decode())
+    except (ValueError, TypeError, EOFError, KeyError, NotImplementedError, zlib.error, zipfile.BadZipFile):
         raise CheckpointError(f"{path}: is not a checkpoint of TwinBed, or is damaged") from None
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise CheckpointError(f"{path}: is not a checkpoint of TwinBed")

@@ -319,6 +319,7 @@ class PathSearches:
         np.maximum(self.largest, values, out=self.largest)
         spread = self.largest - self.least
         scaled = np.divide(2 * values - self.least - self.largest, spread, out=np.zeros_like(spread), where=spread > 0)
+        np.clip(scaled, -1.0, 1.0, out=scaled)  # rounding only
         reward: Array = (1 + self.gamma) * scaled[0] + (1 - self.gamma) * scaled[1]
         better = np.flatnonzero(self.objective > self.best_objective)
         if len(better):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scenarios import iab_cli, slice_model_cli, slice_opt_cli
+from scenarios import dataset_cli, iab_cli, slice_model_cli, slice_opt_cli
 from scenarios.exit_codes import ExitCode
 from scenarios.options import Format, FormatOption
 from scenarios.plugin_commands import PluginGroup
@@ -44,6 +44,7 @@ app = typer.Typer(
 app.add_typer(iab_cli.app)
 app.add_typer(slice_opt_cli.app)
 app.add_typer(slice_model_cli.app)
+app.add_typer(dataset_cli.app)
 
 
 class Fidelity(StrEnum):
@@ -495,13 +496,15 @@ def _user_errors() -> tuple[type[Exception], ...]:
     """Errors whose message is meant for the user; imported late, when one has been raised."""
     from controllers.iab.problem import SolveError
     from controllers.microopt.slice_data import SliceModelError
+    from scenarios.dataset import DatasetError
     from scenarios.errors import ScenarioFileError
     from scenarios.plugin import PluginError
     from scenarios.registry import UnknownNameError
     from topologies.iab import IabError
     from twin.store import StoreError
 
-    return ScenarioFileError, UnknownNameError, PluginError, StoreError, IabError, SolveError, SliceModelError
+    of_scenarios = ScenarioFileError, UnknownNameError, PluginError, DatasetError
+    return *of_scenarios, StoreError, IabError, SolveError, SliceModelError
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,11 +15,13 @@ A network is stored as JSON; links point from ``a`` to ``b``, towards the donors
 
 from __future__ import annotations
 
+import cmath
 import heapq
 import itertools
 import json
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,15 @@ MAX_CHILDREN = 3
 # TS 38.340 §6.3.2 and §6.3.3: the BAP address and the BAP path identity have 10 bits each.
 BAP_FIELD_SIZE = 1 << 10
 MOST_BPS = 1e18
+# Sites of generated networks, where capacities depend on distances: inter-site distance of TR 38.901
+# Table 7.2-1 (UMi), and what its path loss is defined for.
+SITE_DISTANCE_M = 200.0
+PARENT_DISTANCE_M = (50.0, 250.0)
+NEAREST_M = 10.0
+# Capacity in bit/s of a link, 0 out of reach: of its band, the distance in m, a draw from [0, 1) for line
+# of sight and a standard normal one for shadow fading.
+CapacityModel = Callable[[str, float, float, float], float]
+_SITES, _MOST_SITES = 3, 100
 _POOL = 256
 
 
@@ -404,13 +415,16 @@ def generate(
     heuristic: str = "least_common",
     broken: int = 0,
     matrix: int = 0,
+    capacities: CapacityModel | None = None,
 ) -> IabNetwork:
     """A random network with traffic, after NANCY D4.2 §4.2.
 
     ``nodes`` includes the three donors. ``k_paths`` are the most paths per band and flow. ``load`` is
     one of ``LOADS_BPS``, ``heuristic`` one of ``HEURISTICS``. ``broken`` links are taken away, such
     that every node still reaches a donor in some band. ``matrix`` numbers the traffic matrices of one
-    topology: topology and paths depend on the other arguments only. IabError on a value out of range.
+    topology: topology and paths depend on the other arguments only. ``capacities`` draws capacities
+    from distances instead of from the paper's intervals: nodes get sites, see :func:`_on_sites`.
+    IabError on a value out of range.
     """
     _at_least("nodes", nodes, DONORS + 1)
     _at_least("k_paths", k_paths, 1)
@@ -423,6 +437,8 @@ def generate(
     if not 0 < active_probability <= 1:
         raise IabError(f"active_probability: must be above 0 and at most 1, got {active_probability}")
     found, links = _random_topology(nodes, _stream(seed, 0))
+    if capacities is not None:
+        links = _on_sites(found, links, capacities, _stream(seed, 3))
     links = break_links(found, links, broken, _stream(seed, 1))
     paths = candidate_paths(found, links, k_paths, heuristic)
     flows = _random_flows(found, paths, LOADS_BPS[load], active_probability, _stream(seed, 2, matrix))
@@ -443,7 +459,7 @@ def with_matrix(network: IabNetwork, *, load: str, seed: int, matrix: int) -> Ia
 
 
 def _stream(seed: int, *concern: int) -> np.random.Generator:
-    """A stream of its own for topology (0), broken links (1) and each traffic matrix (2, number)."""
+    """A stream of its own for topology (0), broken links (1), each traffic matrix (2, number) and sites (3)."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=concern))
 
 
@@ -473,6 +489,49 @@ def _random_topology(count: int, rng: np.random.Generator) -> tuple[tuple[IabNod
                     links += [IabLink(child.id, to, band, float(rng.uniform(*CAPACITY_BPS[band]))) for to in parents]
         layer = below
     return tuple(nodes), tuple(links)
+
+
+def _on_sites(
+    nodes: Sequence[IabNode], links: Sequence[IabLink], capacity: CapacityModel, rng: np.random.Generator
+) -> tuple[IabLink, ...]:
+    """``links`` with the capacities of random sites, without those that reach nothing.
+
+    The donors are ``SITE_DISTANCE_M`` apart. A node stands 50 to 250 m from its first parent, within 60
+    degrees of the way out of the donors' midst, at the best of three sites that reach this parent in
+    both bands, by the capacity in mmWave. Both bands of two nodes have line of sight or neither has;
+    shadow fading is drawn for each. Second parents that a site does not reach are left out.
+    """
+    donors = [node.id for node in nodes if node.donor]
+    radius_m = SITE_DISTANCE_M / (2 * math.sin(math.pi / len(donors))) if len(donors) > 1 else 0.0
+    place = {name: cmath.rect(radius_m, 2 * math.pi * number / len(donors)) for number, name in enumerate(donors)}
+    own: dict[str, list[IabLink]] = {node.id: [] for node in nodes if not node.donor}
+    for link in links:
+        own[link.a].append(link)
+    found: dict[tuple[str, str, str], float] = {}
+    for name, mine in own.items():
+        parent = mine[0].b
+        outward = cmath.phase(place[parent]) if place[parent] else rng.uniform(-math.pi, math.pi)
+        sites: list[tuple[float, complex, dict[tuple[str, str, str], float]]] = []
+        for _ in range(_MOST_SITES):
+            angle = outward + rng.uniform(-math.pi / 3, math.pi / 3)
+            site = place[parent] + cmath.rect(rng.uniform(*PARENT_DISTANCE_M), angle)
+            sight = {link.b: rng.random() for link in mine}
+            drawn = {
+                link.key: capacity(
+                    link.band, max(NEAREST_M, abs(site - place[link.b])), sight[link.b], float(rng.standard_normal())
+                )
+                for link in mine
+            }
+            reached = [drawn[band, name, parent] for band in BANDS]
+            if min(reached) > 0:
+                sites.append((drawn[MMWAVE, name, parent], site, drawn))
+            if len(sites) == _SITES:
+                break
+        if not sites:
+            raise IabError(f"node {name}: none of {_MOST_SITES} sites reaches its parent {parent} in both bands")
+        _, place[name], drawn = max(sites, key=lambda entry: entry[0])
+        found |= drawn
+    return tuple(replace(link, capacity_bps=found[link.key]) for link in links if found[link.key] > 0)
 
 
 def break_links(

@@ -42,6 +42,10 @@ class PathProblem:
         """The batched flow model of the network."""
         return BatchedFlows(self.network.path_links(), self.network.capacity_bps(), self.network.demand_bps())
 
+    def prepare(self) -> None:
+        """Make the model now instead of with the first decision."""
+        self.model.path_counts  # noqa: B018 a cached property
+
     def with_demand(self, demand_bps: Array) -> PathProblem:
         """The same network with another traffic matrix, shape (F,), in bit/s."""
         pairs = zip(self.network.flows, demand_bps.tolist(), strict=True)

@@ -70,6 +70,33 @@ def test_best_is_as_good_as_brute_force_and_gamma_matters(network: str, capsys: 
     assert fair["efficiency"] < exact["efficiency"]
 
 
+@pytest.mark.parametrize("controller", ["random", "local_search", "optimal"])
+@pytest.mark.parametrize("gamma", [-1.0, 0.0, 1.0])
+def test_bounds_are_printed(controller: str, gamma: float, network: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = solved(capsys, network, "--controller", controller, "--gamma", str(gamma))
+    objective = (1 + gamma) * found["efficiency"] + (1 - gamma) * found["fairness"]
+    assert found["objective"] == pytest.approx(objective)
+    assert found["objective"] <= found["objective_bound"] + 1e-9
+    assert found["efficiency"] <= found["efficiency_bound"] + 1e-9 <= found["lp_efficiency_bound"] + 2e-9
+    exact = solved(capsys, network, "--controller", "brute_force", "--gamma", str(gamma))
+    assert exact["objective_bound"] == exact["objective"] <= found["objective_bound"] + 1e-6
+    if controller == "optimal":
+        assert found["objective"] == pytest.approx(exact["objective"])
+        assert found["objective_bound"] == pytest.approx(exact["objective"], abs=2e-6)
+
+
+def test_capacities_by_path_loss(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "net.json"
+    arguments = ("--nodes", "40", "--seed", "2", "--capacities", "38.901", "--out", str(path), "--format", "json")
+    code, _, err = twin(capsys, "generate", *arguments)
+    assert code == ExitCode.OK, err
+    links = json.loads(path.read_text())["links"]
+    for band, most_bps in (("mmwave", 870e6), ("sub6", 285e6)):
+        capacities = {link["capacity_bps"] for link in links if link["band"] == band}
+        assert 0 < min(capacities) < max(capacities) < most_bps
+    assert solved(capsys, str(path))["efficiency"] > 0
+
+
 def test_tables_for_people(network: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = twin(capsys, "solve", network, "--controller", "subset_sum")
     assert code == ExitCode.OK
@@ -95,13 +122,13 @@ def test_a_network_without_flows(capsys: pytest.CaptureFixture[str], tmp_path: P
     ("arguments", "message"),
     [
         (["solve", "NET", "--gamma", "2"], "gamma: must be in -1..1, got 2"),
-        (["solve", "NET", "--gamma", "0", "--controller", "optimal"], "optimal: gamma must be 1"),
         (["solve", "NET", "--controller", "brute"], "controller: must be one of subset_sum, random,"),
         (["solve", "/nowhere/net.json"], "/nowhere/net.json: cannot be read: No such file"),
         (["evaluate", "NET", "--allocation", "NET"], "flow nodes: the network has no such flow"),
         (["generate", "--out", "/nowhere/net.json"], "--out /nowhere/net.json: cannot be written"),
         (["generate", "--out", "NET", "--nodes", "2"], "nodes: must be at least 4, got 2"),
         (["generate", "--out", "NET", "--seed", "-1"], "'--seed': Input should be greater than or equal to 0"),
+        (["generate", "--out", "NET", "--capacities", "rician"], "'rician' is not one of 'uniform', '38.901'"),
         (["generate", "--out", "NET", "--active", "nan"], "active_probability: must be above 0"),
         (["improve"], "no command named improve; known: generate, evaluate, solve"),
     ],

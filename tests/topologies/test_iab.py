@@ -280,6 +280,33 @@ def test_capacities_are_uniform() -> None:
     assert wide.std() == pytest.approx(200e6 / 12**0.5, rel=0.05)
 
 
+def test_capacities_from_sites() -> None:
+    seen: list[tuple[str, float, float, float]] = []
+
+    def model(band: str, distance_m: float, sight: float, shadow: float) -> float:
+        seen.append((band, distance_m, sight, shadow))
+        reach_m = {"mmwave": 200.0, "sub6": 400.0}[band]
+        return max(0.0, 1e9 * (1 - distance_m / reach_m))
+
+    network, plain = generate(60, seed=4, capacities=model), generate(60, seed=4)
+    assert network == generate(60, seed=4, capacities=model)
+    kept = {link.key: link.capacity_bps for link in network.links}
+    assert kept.keys() < {link.key for link in plain.links}
+    # Second parents may be out of reach, first ones never are.
+    assert {link.a for link in network.links if link.band == "mmwave"} == {flow.source for flow in plain.flows}
+    assert [flow.demand_bps for flow in network.flows] == [flow.demand_bps for flow in plain.flows]
+    assert all(0 < value < 1e9 for value in kept.values())
+    distances = np.array([distance_m for _, distance_m, _, _ in seen])
+    assert distances.min() >= 10 and distances.max() > 250
+    assert {sight for band, _, sight, _ in seen if band == "mmwave"} & {
+        sight for band, _, sight, _ in seen if band == "sub6"
+    }
+    shadows = np.array([shadow for _, _, _, shadow in seen])
+    assert abs(shadows.mean()) < 0.1 and shadows.std() == pytest.approx(1, abs=0.1)
+    with pytest.raises(IabError, match="node n1: none of 100 sites reaches its parent d1 in both bands"):
+        generate(60, seed=4, capacities=lambda *_: 0.0)
+
+
 def test_other_traffic_matrices_of_a_network() -> None:
     network = generate(20, seed=4, broken=2)
     assert with_matrix(network, load="low", seed=4, matrix=7) == generate(20, seed=4, load="low", broken=2, matrix=7)

@@ -27,6 +27,7 @@ SINUSOIDS = 6
 _BASE_HEIGHT_M = {"uma": 25.0, "umi": 10.0}
 _MIN_DISTANCE_M = 10.0
 _MAX_DISTANCE_M = 5000.0
+_MOST_UE_HEIGHT_M = 13.0
 # Shadowing standard deviation in dB: (LOS, NLOS), Table 7.4.1-1
 _SHADOW_DB = {"uma": (4.0, 6.0), "umi": (4.0, 7.82)}
 # Mean Rician K-factor in dB with line of sight, Table 7.5-6
@@ -42,29 +43,39 @@ def _check(path_loss: str, distance_m: float, carrier_ghz: float) -> None:
         raise ValueError(f"carrier_ghz must be in [0.5, 100], got {carrier_ghz:g}")
 
 
-def path_loss_db(path_loss: str, distance_m: float, carrier_ghz: float, *, line_of_sight: bool) -> float:
-    """Path loss in dB at a horizontal distance, TR 38.901 Table 7.4.1-1, UE at 1.5 m, without shadowing.
+def path_loss_db(
+    path_loss: str, distance_m: float, carrier_ghz: float, *, line_of_sight: bool, ue_height_m: float = UE_HEIGHT_M
+) -> float:
+    """Path loss in dB at a horizontal distance, TR 38.901 Table 7.4.1-1, without shadowing.
 
-    The effective environment height is 1 m (C(d, h_UT) = 0 for a UE below 13 m).
+    ``ue_height_m`` is the height of the far end, 1.5 to 13 m: the effective environment height is 1 m
+    there (C(d, h_UT) = 0).
     """
     _check(path_loss, distance_m, carrier_ghz)
+    if not UE_HEIGHT_M <= ue_height_m < _MOST_UE_HEIGHT_M:
+        raise ValueError(f"ue_height_m must be in [{UE_HEIGHT_M:g}, {_MOST_UE_HEIGHT_M:g}), got {ue_height_m:g}")
     base_m = _BASE_HEIGHT_M[path_loss]
-    distance_3d_m = math.hypot(distance_m, base_m - UE_HEIGHT_M)
-    break_m = 4 * (base_m - 1) * (UE_HEIGHT_M - 1) * carrier_ghz * 1e9 / LIGHT_MPS
+    distance_3d_m = math.hypot(distance_m, base_m - ue_height_m)
+    break_m = 4 * (base_m - 1) * (ue_height_m - 1) * carrier_ghz * 1e9 / LIGHT_MPS
     frequency_db = 20 * math.log10(carrier_ghz)
     if path_loss == "uma":
         near = 28.0 + 22 * math.log10(distance_3d_m) + frequency_db
         far = 28.0 + 40 * math.log10(distance_3d_m) + frequency_db
-        far -= 9 * math.log10(break_m**2 + (base_m - UE_HEIGHT_M) ** 2)
-        blocked = 13.54 + 39.08 * math.log10(distance_3d_m) + frequency_db - 0.6 * (UE_HEIGHT_M - 1.5)
+        far -= 9 * math.log10(break_m**2 + (base_m - ue_height_m) ** 2)
+        blocked = 13.54 + 39.08 * math.log10(distance_3d_m) + frequency_db - 0.6 * (ue_height_m - 1.5)
     else:
         near = 32.4 + 21 * math.log10(distance_3d_m) + frequency_db
         far = 32.4 + 40 * math.log10(distance_3d_m) + frequency_db
-        far -= 9.5 * math.log10(break_m**2 + (base_m - UE_HEIGHT_M) ** 2)
+        far -= 9.5 * math.log10(break_m**2 + (base_m - ue_height_m) ** 2)
         blocked = 35.3 * math.log10(distance_3d_m) + 22.4 + 21.3 * math.log10(carrier_ghz)
-        blocked -= 0.3 * (UE_HEIGHT_M - 1.5)
+        blocked -= 0.3 * (ue_height_m - 1.5)
     clear = near if distance_m <= break_m else far
     return clear if line_of_sight else max(clear, blocked)
+
+
+def shadow_fading_db(path_loss: str, *, line_of_sight: bool) -> float:
+    """Standard deviation of the shadow fading in dB, TR 38.901 Table 7.4.1-1."""
+    return _SHADOW_DB[path_loss][0 if line_of_sight else 1]
 
 
 def los_probability(path_loss: str, distance_m: float) -> float:
@@ -97,7 +108,7 @@ class Channel:
             raise ValueError(f"speed_mps must be in [0, 150], got {speed_mps:g}")
         draw = random.Random(f"{seed}/{ue_id}/channel")
         self.line_of_sight = draw.random() < los_probability(path_loss, distance_m)
-        shadow_db = draw.gauss(0.0, _SHADOW_DB[path_loss][0 if self.line_of_sight else 1])
+        shadow_db = draw.gauss(0.0, shadow_fading_db(path_loss, line_of_sight=self.line_of_sight))
         noise_dbm = NOISE_DBM_PER_HZ + 10 * math.log10(bandwidth_hz) + NOISE_FIGURE_DB
         loss_db = path_loss_db(path_loss, distance_m, carrier_ghz, line_of_sight=self.line_of_sight)
         self.mean_sinr_db = tx_power_dbm + ANTENNA_GAIN_DBI - loss_db - shadow_db - noise_dbm

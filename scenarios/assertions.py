@@ -136,7 +136,7 @@ def evaluate(assertions: Iterable[Assertion], read: Callable[[str, str], Samples
                 text=assertion.text or _text(assertion),
                 passed=passed,
                 measured=measured,
-                allowed=f"{assertion.comparison} {assertion.value:g} {KPIS[assertion.kpi].unit}",
+                allowed=f"{assertion.comparison} {assertion.value:g} {KPIS[assertion.kpi].unit}".removesuffix(" 1"),
                 samples=len(values),
             )
         )

@@ -15,6 +15,9 @@ from twin.report.drawing import PALETTE, slice_colours
 from twin.report.view import MAX_POINTS, RunView, in_force
 
 _PANEL_PX, _GAP_PX, _TOP_PX, _BOTTOM_PX = 150, 56, 34, 44
+_ROW_PX = 15
+# Nothing at all stands out; otherwise the darker the more.
+_HEAT = [[0, "#c81e1e"], [0.004, "#c81e1e"], [0.004, "#e8eef4"], [1, "#0b5f8a"]]
 _STYLES = {"dl": "solid", "ul": "dot", "limit": "dash"}
 
 
@@ -29,7 +32,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart: title, unit, factor from SI to that unit, and what is drawn of every entity."""
+    """One chart: title, unit, factor from SI to that unit, and what is drawn of every entity.
+
+    With ``part_of``, a KPI, a row of colours per entity: how much of that KPI the first curve is.
+    """
 
     title: str
     unit: str
@@ -38,6 +44,7 @@ class Panel:
     scopes: tuple[str, ...] = ("slice",)
     promise: str = ""
     spread: bool = False
+    part_of: str = ""
 
 
 PANELS = (
@@ -81,6 +88,21 @@ PANELS = (
         ("node",),
     ),
     Panel(
+        "Backhaul: efficiency and fairness",
+        "",
+        1,
+        (Curve("backhaul_efficiency", "dl", "efficiency"), Curve("backhaul_fairness", "ul", "fairness")),
+        ("run",),
+    ),
+    Panel(
+        "Backhaul: what each flow carries of what it is offered",
+        "%",
+        100,
+        (Curve("throughput_bps"),),
+        ("flow",),
+        part_of="offered_bps",
+    ),
+    Panel(
         "Host load",
         "%",
         100,
@@ -106,7 +128,7 @@ def _figure(
     run: RunView, panels: Sequence[Panel], ranges: Sequence[dict[str, Any]], sources: Sequence[str], end_s: float
 ) -> dict[str, Any]:
     colours = slice_colours(run.topology)
-    heights = ([34.0 + 22 * len(sources)] if sources else []) + [float(_PANEL_PX)] * len(panels)
+    heights = ([34.0 + 22 * len(sources)] if sources else []) + [_height(panel, run) for panel in panels]
     inner = sum(heights) + _GAP_PX * (len(heights) - 1)
     layout: dict[str, Any] = {
         "height": inner + _TOP_PX + _BOTTOM_PX,
@@ -170,7 +192,7 @@ def _figure(
             data.extend(_marks(run, sources, suffix))
         else:
             layout[f"yaxis{suffix}"].update(ranges[panels.index(panel)])
-            data.extend(_curves(run, panel, suffix, colours))
+            data.extend(_rows(run, panel, suffix) if panel.part_of else _curves(run, panel, suffix, colours))
         top -= height + _GAP_PX
     layout["shapes"].extend(_lines(run))
     return {"data": data, "layout": layout}
@@ -225,6 +247,46 @@ def _curves(run: RunView, panel: Panel, suffix: str, colours: dict[str, str]) ->
     return traces
 
 
+def _height(panel: Panel, run: RunView) -> float:
+    rows = len(_found(run, panel)) if panel.part_of else 0
+    return max(float(_PANEL_PX), rows * _ROW_PX)
+
+
+def _rows(run: RunView, panel: Panel, suffix: str) -> list[dict[str, Any]]:
+    """A heat map: one row per entity, one column per interval; blank where there is nothing to be a part of."""
+    names, shares, texts = [], [], []
+    middles: NDArray[np.float64] = np.empty(0)
+    for entity, curve in _found(run, panel):
+        if (entity, panel.part_of) not in run.series:
+            continue
+        times, values = _thinned(*run.series[entity, curve.kpi])
+        _, wholes = _thinned(*run.series[entity, panel.part_of])
+        # Every interval is drawn from its beginning to its end.
+        middles = times - (times[0] if times.size == 1 else float(np.median(np.diff(times)))) / 2
+        names.append(entity.partition(":")[2])
+        pairs = list(zip(values.tolist(), wholes.tolist(), strict=True))
+        shares.append([round(panel.factor * value / whole, 1) if whole > 0 else None for value, whole in pairs])
+        texts.append([f"{value / 1e6:.3g} of {whole / 1e6:.3g} Mbit/s" for value, whole in pairs])
+    return [
+        {
+            "type": "heatmap",
+            "x": np.round(middles, 4).tolist(),
+            "y": names,
+            "z": shares,
+            "text": texts,
+            "zmin": 0,
+            "zmax": 100,
+            "colorscale": _HEAT,
+            "showscale": False,
+            "xgap": 0,
+            "ygap": 1,
+            "xaxis": f"x{suffix}",
+            "yaxis": f"y{suffix}",
+            "hovertemplate": "%{y}: %{z:.0f} %, %{text}<extra></extra>",
+        }
+    ]
+
+
 def _others(run: RunView, panel: Panel) -> list[str]:
     """Entities of a panel that are no slices and so have no colour of their own."""
     return [entity for entity in dict.fromkeys(e for e, _ in _found(run, panel)) if not entity.startswith("slice:")]
@@ -243,7 +305,9 @@ def _title(run: RunView, panel: Panel, colours: dict[str, str]) -> str:
     """Title and unit, and the names of the curves that the legend above the charts does not explain."""
     text = f"<b>{panel.title}{f', {panel.unit}' if panel.unit else ''}</b>"
     others = _others(run, panel)
-    if panel.scopes == ("run",):
+    if panel.part_of:
+        named = [("all", "#0b5f8a"), ("little", "#8fa6b8"), ("nothing", "#c81e1e")]
+    elif panel.scopes == ("run",):
         named = [(curve.word, _colour("run", curve, colours, ())) for curve in panel.curves]
     else:
         named = [(entity.partition(":")[2], _colour(entity, panel.curves[0], colours, others)) for entity in others]
@@ -357,6 +421,8 @@ def _lines(run: RunView) -> list[dict[str, Any]]:
 
 def _range(panel: Panel, runs: Sequence[RunView]) -> dict[str, Any]:
     """The value axis: from 0, or logarithmic where a panel spreads over more than a factor of 20."""
+    if panel.part_of:
+        return {"autorange": "reversed", "tickfont": {"size": 10}, "dtick": 1, "showgrid": False, "automargin": True}
     drawn = [run.series[entity, curve.kpi][1] for run in runs for entity, curve in _found(run, panel)]
     values = np.concatenate([*drawn, np.empty(0)]) * panel.factor
     for run in runs:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Mapping
 from typing import Any
 
 # Okabe and Ito's palette: told apart with every common kind of colour vision.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#4D4D4D")
-_KINDS = {"ue": "UE", "gnb": "gNB", "upf": "UPF", "switch": "switch"}
+BAND_COLOURS = {"mmwave": "#0072B2", "sub6": "#D55E00"}
+BAND_WORDS = {"mmwave": "mmWave", "sub6": "Sub-6"}
+_KINDS = {"ue": "UE", "gnb": "gNB", "upf": "UPF", "switch": "switch", "iab-node": "IAB node", "iab-donor": "IAB donor"}
 _WIDTH, _HEIGHT, _COLUMN, _ROW, _MARGIN = 132, 50, 236, 92, 16
+_IAB_ROW = 62
+_BAND_SHIFT = 5
 _LETTER, _LINE = 6.2, 13
 
 
@@ -17,8 +22,11 @@ def slice_colours(topology: dict[str, Any]) -> dict[str, str]:
     return {slice_["name"]: PALETTE[n % len(PALETTE)] for n, slice_ in enumerate(topology["slices"])}
 
 
-def topology_svg(topology: dict[str, Any]) -> str:
-    """The drawing as an ``<svg>`` element; empty for a topology without nodes."""
+def topology_svg(topology: dict[str, Any], usage: Mapping[str, float] | None = None) -> str:
+    """The drawing as an ``<svg>`` element; empty for a topology without nodes.
+
+    ``usage``: utilisation (0 to 1) of links with a band by name; the more, the thicker.
+    """
     if not topology["nodes"]:
         return ""
     colours = slice_colours(topology)
@@ -26,8 +34,10 @@ def topology_svg(topology: dict[str, Any]) -> str:
     rows = max(row for _, row in place.values())
     columns = max(column for column, _ in place.values())
     width = 2 * _MARGIN + columns * _COLUMN + _WIDTH
-    height = 2 * _MARGIN + rows * _ROW + _HEIGHT
-    at = {name: (_MARGIN + column * _COLUMN, _MARGIN + row * _ROW) for name, (column, row) in place.items()}
+    banded = any(link.get("band") for link in topology["links"])
+    step = _IAB_ROW if banded else _ROW
+    height = 2 * _MARGIN + rows * step + _HEIGHT
+    at = {name: (_MARGIN + column * _COLUMN, _MARGIN + row * step) for name, (column, row) in place.items()}
     parts = [
         f'<svg class="topology" viewBox="0 0 {width:.0f} {height:.0f}" style="min-width:{min(width, 760):.0f}px;'
         f'max-width:{width * 1.15:.0f}px" role="img" aria-label="the network of this run">'
@@ -35,6 +45,9 @@ def topology_svg(topology: dict[str, Any]) -> str:
     labels: list[str] = []
     taken: list[tuple[float, float, float, float]] = []
     for link in topology["links"]:
+        if link.get("band"):
+            parts.append(_band_link(link, at, usage or {}))
+            continue
         line, label = _link(link, at, taken)
         parts.append(line)
         labels.append(label)
@@ -49,7 +62,7 @@ def _layout(topology: dict[str, Any]) -> dict[str, tuple[float, float]]:
     for link in topology["links"]:
         near[link["a"]].append(link["b"])
         near[link["b"]].append(link["a"])
-    column: dict[str, int] = {}
+    column = _iab_columns(topology)
     starts = [node["name"] for node in topology["nodes"] if node["kind"] == "ue"] or names[:1]
     while len(column) < len(names):
         front = [name for name in starts if name not in column] or [n for n in names if n not in column][:1]
@@ -74,6 +87,43 @@ def _layout(topology: dict[str, Any]) -> dict[str, tuple[float, float]]:
                 row[name] = index + (tallest - len(group)) / 2
     ranks = {number: rank for rank, number in enumerate(sorted(groups))}
     return {name: (float(ranks[column[name]]), row[name]) for name in names}
+
+
+def _iab_columns(topology: dict[str, Any]) -> dict[str, int]:
+    """Columns of an IAB network: far nodes to the left, donors to the right, and the sinks behind them."""
+    depth = {node["name"]: 0 for node in topology["nodes"] if node["kind"] == "iab-donor"}
+    front, hops = list(depth), 0
+    while front:
+        hops += 1
+        below = [link["a"] for link in topology["links"] if link.get("band") and link["b"] in front]
+        front = [name for name in dict.fromkeys(below) if name not in depth]
+        depth.update(dict.fromkeys(front, hops))
+    deepest = max(depth.values(), default=0)
+    hosts = {flow["sink"] for flow in topology.get("backhaul", ())}
+    return {**{name: deepest - hops for name, hops in depth.items()}, **dict.fromkeys(hosts, deepest + 1)}
+
+
+def _band_link(link: dict[str, Any], at: dict[str, tuple[float, float]], usage: Mapping[str, float]) -> str:
+    """A link with a band in the band's colour; two bands between the same nodes run side by side."""
+    name = f"{link['a']}-{link['b']}@{link['band']}"
+    (ax, ay), (bx, by) = at[link["a"]], at[link["b"]]
+    shift = _BAND_SHIFT if link["band"] == "sub6" else -_BAND_SHIFT
+    y1, y2 = ay + _HEIGHT / 2 + shift, by + _HEIGHT / 2 + shift
+    if ax == bx:
+        x1 = x2 = ax + _WIDTH
+        first, second = x1 + 46, x2 + 46
+    else:
+        x1, x2 = (ax + _WIDTH, bx) if ax < bx else (ax, bx + _WIDTH)
+        first = second = (x1 + x2) / 2
+    used = usage.get(name)
+    width = 1.2 if used is None else 0.8 + 3.4 * min(1.0, used)
+    text = f"{name}: {link['bandwidth_bps'] / 1e6:.3g} Mbit/s" + (
+        "" if used is None else f", {used:.0%} used on average"
+    )
+    return (
+        f'<path d="M{x1},{y1} C{first},{y1} {second},{y2} {x2},{y2}" class="link" '
+        f'style="stroke:{BAND_COLOURS[link["band"]]};stroke-width:{width:.1f}"><title>{html.escape(text)}</title></path>'
+    )
 
 
 def _link(

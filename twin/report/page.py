@@ -14,8 +14,9 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from twin.kpis import KPIS
+from twin.report.backhaul import link_usage, overview
 from twin.report.charts import timeline
-from twin.report.drawing import slice_colours, topology_svg
+from twin.report.drawing import BAND_COLOURS, BAND_WORDS, slice_colours, topology_svg
 from twin.report.view import MAX_POINTS, RunView, read_run
 
 _HERE = Path(__file__).parent
@@ -117,7 +118,9 @@ def _context(view: RunView) -> dict[str, Any]:
         "scenario": scenario,
         "measured": view.manifest.get("fidelity") == "emulation",
         "colours": colours,
-        "svg": Markup(topology_svg(view.topology)),
+        "svg": Markup(topology_svg(view.topology, link_usage(view))),
+        "bands": {BAND_WORDS[band]: BAND_COLOURS[band] for band in _bands(view)},
+        "backhaul": overview(view),
         "tiles": [_tile(view, slice_, colours[slice_["name"]]) for slice_ in view.topology["slices"]],
         "controllers": _controllers(view),
         "slicing": _slicing(view),
@@ -137,6 +140,11 @@ def _context(view: RunView) -> dict[str, Any]:
         "facts": _facts(view),
         "assertions": view.manifest.get("assertions") or [],
     }
+
+
+def _bands(view: RunView) -> list[str]:
+    used = {link.get("band") for link in view.topology["links"]}
+    return [band for band in BAND_COLOURS if band in used]
 
 
 def _tile(view: RunView, slice_: dict[str, Any], colour: str) -> dict[str, Any]:

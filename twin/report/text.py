@@ -1,12 +1,14 @@
-"""The summary of a run in the terminal: one row per slice."""
+"""The summary of a run in the terminal: one row per slice, or one for the backhaul."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
+from twin.report.backhaul import overview
 from twin.report.view import RunView, read_run
 
 
@@ -14,12 +16,19 @@ def summary_table(run: Path) -> Table:
     """Throughput, delay, round trip, loss, beta and CPU of each slice, and whether its promises were kept.
 
     Figures are means over the run; delay is the mean of the intervals' 95th percentiles, the slower
-    direction; beta and CPU limit are those at the end. Raises :class:`twin.store.StoreError`.
+    direction; beta and CPU limit are those at the end. A network without slices has its backhaul instead.
+    Raises :class:`twin.store.StoreError`.
     """
     view = read_run(run)
     title = f"{view.manifest.get('run_id', run.name)}: {view.manifest.get('status', '?')}"
     kind = "measured" if view.manifest.get("fidelity") == "emulation" else "modelled"
-    table = Table(title=title, caption=f"{view.manifest.get('fidelity', '?')}: {kind}, {view.observed_s:g} s")
+    caption = f"{view.manifest.get('fidelity', '?')}: {kind}, {view.observed_s:g} s"
+    backhaul = overview(view)
+    if backhaul and not view.slices:
+        return _backhaul_table(backhaul, title, caption, measured=kind == "measured")
+    if backhaul:
+        caption += f"; backhaul: efficiency {_number(backhaul['efficiency'] * 1e2, 1)} %"
+    table = Table(title=title, caption=caption)
     table.add_column("slice")
     for heading in ("DL Mbit/s", "UL Mbit/s", "delay p95 ms", "RTT p95 ms", "loss %", "β", "CPU m used/limit"):
         table.add_column(heading, justify="right")
@@ -38,6 +47,24 @@ def summary_table(run: Path) -> Table:
             "-" if math.isnan(used) else f"{used:.0f}/{_number(limit, 0)}",
             _verdict(view, name),
         )
+    return table
+
+
+def _backhaul_table(found: dict[str, Any], title: str, caption: str, *, measured: bool) -> Table:
+    table = Table(title=title, caption=caption)
+    cells = [
+        ("flows that send", f"{found['active']} of {len(found['rows'])}"),
+        ("offered Mbit/s", _number(found["offered_mbps"], 2)),
+        ("carried Mbit/s", _number(found["throughput_mbps"], 2)),
+        ("efficiency %", _number(found["efficiency"] * 1e2, 1)),
+        ("fairness", _number(found["fairness"], 3)),
+        ("changes of path", str(found["moves"])),
+    ]
+    if measured:
+        cells.append(("off the flow model %", _number(found["off_percent"], 1)))
+    for heading, _ in cells:
+        table.add_column(heading, justify="right")
+    table.add_row(*(text for _, text in cells))
     return table
 
 

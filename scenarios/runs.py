@@ -178,7 +178,7 @@ def select(
             shown = ", ".join(entity for entity in known if not entity.startswith("ue:"))
             raise UnknownNameError(f"--entity: nothing begins with {prefix}{nearest(prefix, known)}; known: {shown}")
     asked = everything or bool(entities) or bool(kpis)
-    scopes = ("slice", "node", "run", "link", "controller") if kpis else ("slice", "node", "run")
+    scopes = ("slice", "node", "run", "link", "flow", "controller") if kpis else ("slice", "node", "run")
     return [
         row
         for row in rows

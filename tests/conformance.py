@@ -12,11 +12,25 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from topologies.model import App, Gnb, Link, Slice, Switch, Topology, Ue, Upf
+from topologies.model import (
+    App,
+    BackhaulFlow,
+    BackhaulPath,
+    Gnb,
+    Host,
+    IabDonor,
+    IabNode,
+    Link,
+    Slice,
+    Switch,
+    Topology,
+    Ue,
+    Upf,
+)
 from twin.backend import Backend, Session
 from twin.knobs import KNOBS, SLA_KNOBS
 from twin.kpis import KPIS
-from twin.load import Activity, Flow, Load
+from twin.load import Activity, BackhaulDemand, Flow, Load
 from twin.types import Action, Observation, Outcome, Probe
 
 STREAM_BPS = 2e6
@@ -364,3 +378,147 @@ class BackendConformance:
 
     def test_close_twice(self, record: Record) -> None:
         assert record.closed_twice
+
+
+# --- backhaul
+
+BACKHAUL_BPS = 4e6
+SHARED_BPS = 6e6
+NARROW_BPS = 2e6
+
+
+def backhaul_network() -> Topology:
+    """f1 and f2 share n1-d1 in mmWave; f2 may also take a narrow Sub-6 link to the other donor."""
+    shared, around = BackhaulPath("mmwave", ("n2", "n1", "d1")), BackhaulPath("sub6", ("n2", "d2"))
+    return Topology(
+        name="backhaul",
+        nodes=(IabDonor(name="d1"), IabDonor(name="d2"), IabNode(name="n1"), IabNode(name="n2"), Host(name="cu")),
+        links=(
+            Link(a="n1", b="d1", band="mmwave", bandwidth_bps=SHARED_BPS),
+            Link(a="n2", b="n1", band="mmwave", bandwidth_bps=SHARED_BPS),
+            Link(a="n2", b="d2", band="sub6", bandwidth_bps=NARROW_BPS),
+            Link(a="d1", b="cu"),
+            Link(a="d2", b="cu"),
+        ),
+        backhaul=(
+            BackhaulFlow(name="f1", source="n1", sink="cu", paths=(BackhaulPath("mmwave", ("n1", "d1")),)),
+            BackhaulFlow(name="f2", source="n2", sink="cu", paths=(shared, around)),
+        ),
+    )
+
+
+def backhaul_load() -> Load:
+    """Both flows offer 4 Mbit/s all the time."""
+    always = (Activity(0.0, DURATION_S, BACKHAUL_BPS),)
+    return Load(
+        flows=(),
+        duration_s=DURATION_S,
+        backhaul=tuple(BackhaulDemand(flow=name, activities=always) for name in ("f1", "f2")),
+    )
+
+
+REFUSED_PATHS: tuple[tuple[Action, str], ...] = (
+    (Action("flow:f2", "path_index", 2), "at most 1"),
+    (Action("flow:f2", "path_index", -1), "must be a whole number in"),
+    (Action("flow:f2", "path_index", 0.5), "must be a whole number in"),
+    (Action("flow:f9", "path_index", 0), "no flow named 'f9'"),
+    (Action("link:n2-n1@mmwave", "path_index", 0), "acts on flow"),
+    (Action("link:n2-n1", "link_state", "down"), "no link named 'n2-n1'"),
+    (Action("node:n1", "node_state", "down"), "has no container"),
+)
+
+# Rates of f1 and f2 in the phases of the walk, by max-min fair sharing.
+EXPECTED_BPS: dict[str, tuple[float, float]] = {
+    "start": (3e6, 3e6),
+    "after refusals": (3e6, 3e6),
+    "broken": (4e6, 0.0),
+    "rerouted": (4e6, NARROW_BPS),
+    "narrowed": (4e6, 1e6),
+    "mended": (3e6, 3e6),
+}
+
+
+class BackhaulConformance:
+    """Backhaul flows on any backend: rates, broken links, paths."""
+
+    interval_s = 0.5
+    settle = 2
+    patience = 12
+    rate_tolerance = 0.15
+
+    @classmethod
+    def make_backend(cls) -> Backend:
+        raise NotImplementedError
+
+    @classmethod
+    def _settled(cls, name: str) -> Callable[[Observation], bool]:
+        expected = EXPECTED_BPS[name]
+
+        def settled(seen: Observation) -> bool:
+            rates = [seen.get(f"flow:{flow}", "throughput_bps", -1.0) for flow in ("f1", "f2")]
+            return rates == pytest.approx(expected, rel=0.8 * cls.rate_tolerance, abs=1e4)
+
+        return settled
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def record(cls) -> Record:
+        down = "link:n2-n1@mmwave"
+        with cls.make_backend().open(backhaul_network(), backhaul_load(), seed=1) as session:
+            walk = Walk(session, cls.interval_s, cls.settle, cls.patience)
+            walk.phase("start", until=cls._settled("start"))
+            refused = session.apply([action for action, _ in REFUSED_PATHS])
+            for name, actions in (
+                ("after refusals", ()),
+                ("broken", (Action(down, "link_state", "down"),)),
+                ("rerouted", (Action("flow:f2", "path_index", 1),)),
+                ("narrowed", (Action("link:n2-d2@sub6", "bandwidth_mbps", 1.0),)),
+                ("mended", (Action(down, "link_state", "up"), Action("flow:f2", "path_index", 0))),
+            ):
+                walk.phase(name, *actions, until=cls._settled(name))
+            probes = tuple(session.probes)
+        return Record(probes, walk.phases, refused, None, closed_twice=False)
+
+    @pytest.mark.parametrize("name", EXPECTED_BPS)
+    def test_rates_are_max_min_fair(self, record: Record, name: str) -> None:
+        phase = record.phases[name]
+        for flow, expected in zip(("f1", "f2"), EXPECTED_BPS[name], strict=True):
+            found = phase.value(f"flow:{flow}", "throughput_bps")
+            assert found == pytest.approx(expected, rel=self.rate_tolerance, abs=2e4), (flow, phase.seen[-1].time_s)
+
+    def test_what_is_offered_does_not_depend_on_what_gets_through(self, record: Record) -> None:
+        for phase in record.phases.values():
+            for flow in ("f1", "f2"):
+                offered = phase.value(f"flow:{flow}", "offered_bps")
+                assert offered == pytest.approx(BACKHAUL_BPS, rel=self.rate_tolerance)
+
+    def test_links_show_what_they_carry_and_whether_they_are_up(self, record: Record) -> None:
+        start, rerouted = record.phases["start"], record.phases["rerouted"]
+        assert start.value("link:n1-d1@mmwave", "link_throughput_bps") == pytest.approx(
+            SHARED_BPS, rel=self.rate_tolerance
+        )
+        assert start.value("link:n2-d2@sub6", "link_throughput_bps") < 0.1 * NARROW_BPS
+        assert rerouted.value("link:n2-d2@sub6", "link_throughput_bps") == pytest.approx(
+            NARROW_BPS, rel=self.rate_tolerance
+        )
+        assert rerouted.value("link:n2-n1@mmwave", "link_up") == 0
+        assert record.phases["mended"].value("link:n2-n1@mmwave", "link_up") == 1
+
+    def test_refused_paths_say_why(self, record: Record) -> None:
+        for outcome, (action, reason) in zip(record.refused, REFUSED_PATHS, strict=True):
+            assert outcome.action is action
+            assert not outcome.applied
+            assert reason in outcome.reason, outcome
+            assert "\n" not in outcome.reason
+
+    def test_paths_and_links_are_changed(self, record: Record) -> None:
+        for name, phase in record.phases.items():
+            for outcome in phase.outcomes:
+                assert outcome.applied, (name, outcome)
+
+    def test_kpis_are_registered_with_their_scope_and_come_once(self, record: Record) -> None:
+        for observation in record.observations:
+            keys = [(kpi.entity, kpi.name) for kpi in observation.kpis]
+            assert len(keys) == len(set(keys))
+            for kpi in observation.kpis:
+                assert kpi.entity.partition(":")[0] in KPIS[kpi.name].scopes, kpi

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conformance import BackhaulConformance
 from topologies.backhaul import from_network, scaled
 from topologies.iab import IabNetwork, generate
 from topologies.model import BackhaulFlow, BackhaulPath, Host, IabDonor, IabNode, Link, Topology
-from twin.backend import BackendError
+from twin.backend import Backend, BackendError
 from twin.backhaul import BackhaulMonitor
 from twin.flow import FlowBackend
 from twin.flow.batched import BatchedFlows
@@ -22,6 +23,12 @@ from twin.types import Action, Kpi, Observation, Outcome
 ONE_HOP = BackhaulPath("mmwave", ("n1", "d1"))
 TWO_HOPS = BackhaulPath("mmwave", ("n2", "n1", "d1"))
 DIRECT = BackhaulPath("sub6", ("n2", "d1"))
+
+
+class TestFlowBackhaul(BackhaulConformance):
+    @classmethod
+    def make_backend(cls) -> Backend:
+        return FlowBackend()
 
 
 def chain(**changes: object) -> Topology:

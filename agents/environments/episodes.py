@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import weakref
@@ -74,10 +75,14 @@ class _Open:
     def __init__(self) -> None:
         self.episode: Episode | None = None
         self.folder: Path | None = None
+        self._process = os.getpid()
 
     def close(self) -> None:
         episode, self.episode = self.episode, None
         folder, self.folder = self.folder, None
+        if os.getpid() != self._process:
+            # A fork of the process that plays it: the network is not ours to take down.
+            return
         try:
             if episode is not None:
                 episode.close()
@@ -110,6 +115,7 @@ class Episodes:
         self._open.close()
         self._over = True
         scenario = reseeded(self.scenario, seed)
+        build = make_backend(scenario.fidelity)
         store = None
         if self._record is not None:
             store = RunStore.create(self._record, scenario.name)
@@ -118,8 +124,8 @@ class Episodes:
             run_id, folder = new_run_id(scenario.name), Path()
             if scenario.fidelity != "flow":
                 folder = self._open.folder = Path(tempfile.mkdtemp(prefix="twinbed-"))
-        backend = make_backend(scenario.fidelity)(run_id=run_id, folder=folder, captures=(), progress=_silent)
         try:
+            backend = build(run_id=run_id, folder=folder, captures=(), progress=_silent)
             episode = Episode(scenario, backend, store, extra={"agent": self._agent})
         except BaseException:
             self._open.close()
@@ -129,7 +135,7 @@ class Episodes:
         try:
             observation = episode.step()
         except BaseException as error:
-            self._lose(str(error))
+            self._lose(str(error) or type(error).__name__)
             raise
         self._over = episode.done
         return observation

@@ -210,6 +210,24 @@ def test_a_run_is_recorded_with_its_paths(tmp_path: Path) -> None:
         assert reader.series(f"flow:{name}", "path_index")[1].tolist() == [0, 1, 1, 1, 1]
 
 
+def test_runs_side_by_side_in_processes_of_their_own() -> None:
+    env = gymnasium.make_vec(
+        ID, num_envs=2, vectorization_mode="async", scenario=running(duration_s=4.0), fidelity="flow"
+    )
+    try:
+        observations, _ = env.reset(seed=1)
+        alone = [single(running(duration_s=4.0), fidelity="flow") for _ in range(2)]
+        for row, one in enumerate(alone):
+            assert observations[row].tobytes() == one.reset(seed=1 + row)[0].tobytes()
+        for action in (3, 5):
+            observations, rewards, *_ = env.step(np.array([action, action]))
+            expected = [one.step(np.int64(action)) for one in alone]
+            assert [row.tobytes() for row in observations] == [one[0].tobytes() for one in expected]
+            assert rewards.tolist() == [one[1] for one in expected]
+    finally:
+        env.close()
+
+
 def test_broken_links_are_seen_in_the_rates() -> None:
     path = NETWORK.flows[0].paths[0]
     band, a, b = path.hops[-1]

@@ -328,6 +328,20 @@ def test_close_finishes_the_run_and_may_be_repeated(scenario: Path, tmp_path: Pa
             assert reader.manifest["status"] == "FAILED", "an environment that is forgotten releases its run"
 
 
+def test_a_fork_leaves_the_network_alone(scenario: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = unwrapped(scenario)
+    env.reset(seed=1)
+    session = env._game.episodes._open.episode._session  # type: ignore[union-attr]
+    with monkeypatch.context() as patch:
+        patch.setattr("os.getpid", lambda: -1)
+        env.close()
+    assert not session._closed  # type: ignore[union-attr]
+    env.reset(seed=1)
+    session = env._game.episodes._open.episode._session  # type: ignore[union-attr]
+    env.close()
+    assert session._closed  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("weights", [(1.0, 0.3), (2.0, 0.0), (0.0, 1.0)])
 def test_the_reward_is_bounded(scenario: Path, weights: tuple[float, float]) -> None:
     env = unwrapped(scenario, sla_weight=weights[0], cost_weight=weights[1])

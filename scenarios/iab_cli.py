@@ -46,7 +46,7 @@ class Capacities(StrEnum):
     TR_38901 = "38.901"
 
 
-CONTROLLERS = "subset_sum, random, brute_force, optimal, local_search, learned_moves, phaul, best"
+CONTROLLERS = "subset_sum, random, brute_force, optimal, local_search, best, phaul, prior_search"
 
 NetworkArgument = Annotated[Path, typer.Argument(metavar="NET.json", help="a network file")]
 SeedOption = Annotated[int, typer.Option(metavar="NUMBER", min=0, help="seed of everything random")]

@@ -27,6 +27,8 @@ SOLVERS: dict[str, Solver] = {
 }
 
 GROUP = "twinbed.path_controllers"
+# What ``best`` means where it is installed; local_search elsewhere.
+STRONGEST = "prior_search"
 
 
 @functools.cache
@@ -44,6 +46,8 @@ def make_solver(name: str, problem: PathProblem, policy: Path | None = None) -> 
 
     SolveError on an unknown name, a policy for a controller without one, or a missing package.
     """
+    if name == "best" and policy is None and STRONGEST in _points():
+        name = STRONGEST
     if name in SOLVERS:
         if policy is not None:
             raise SolveError(f"policy: {name} does not learn, so it takes none")

@@ -34,14 +34,14 @@ import copy
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from twin.flow.batched_arrays import NumpyOps, Ops, TorchOps, fill
-from twin.flow.batched_tables import HUGE, HopTables, Reduced, Tables, reduced
+from twin.flow.batched_tables import HUGE, HopTables, Reduced, Tables, reduced, whole
 
 Array = NDArray[np.float64]
 # A link is full when less than this part of its capacity is left.
@@ -163,6 +163,12 @@ class BatchedFlows:
         """Efficiency and fairness of every allocation, shapes (B,) and (B,); ``demand_bps`` as in :meth:`rates`."""
         rates = self.rates(np.asarray(allocations), demand_bps=demand_bps, threads=threads)
         return efficiency(rates, self.demand_bps if demand_bps is None else np.asarray(demand_bps)), fairness(rates)
+
+    @cached_property
+    def whole(self) -> tuple[Ops, HopTables]:
+        """Where its arrays live, and tables of all of its links."""
+        tables = Tables([whole(self.paths, self.usage, self.links)], weighted=self.usage is not None)
+        return self._ops or NumpyOps(), HopTables(tables)
 
     def _filling(self, same_capacity: bool, same_demand: bool) -> _Filling:
         key = same_capacity, same_demand
@@ -307,12 +313,12 @@ class _Filling:
 
     def rates(self, networks: Any, allocations: Any, demand: Array | None, capacity: Array | None, threads: int) -> Any:
         tables = self._tables
-        chosen = _whole("allocations", allocations)
+        chosen = whole_numbers("allocations", allocations)
         if chosen.ndim != 2 or chosen.shape[1] != tables.flows:
             raise ValueError(f"allocations: shape must be (allocations, {tables.flows}), got {tuple(chosen.shape)}")
         which = None
         if networks is not None:
-            which = _whole("networks", networks)
+            which = whole_numbers("networks", networks)
             if which.shape != chosen.shape[:1]:
                 raise ValueError(f"networks: shape must be ({chosen.shape[0]},), got {tuple(which.shape)}")
             if len(which) and not 0 <= int(which.min()) <= int(which.max()) < tables.networks:
@@ -411,7 +417,7 @@ def _parts(batch: int, size: int) -> Iterator[slice]:
         yield slice(start, min(batch, start + size))
 
 
-def _whole(what: str, values: Any) -> Any:
+def whole_numbers(what: str, values: Any) -> Any:
     """An array or tensor of int64, rows one after another."""
     if hasattr(values, "is_floating_point"):
         torch = importlib.import_module("torch")

@@ -99,6 +99,10 @@ class Ops(Protocol):
     def columns(self, values: Any, positions: Any) -> Any: ...
     def rows(self, values: Any, index: Any) -> Any: ...
     def take(self, values: Any, index: Any) -> Any: ...
+    def where(self, mask: Any, one: Any, other: Any) -> Any: ...
+    def exp(self, values: Any) -> Any: ...
+    def add_at(self, total: Any, index: Any, values: Any) -> None: ...
+    def max_at(self, most: Any, index: Any, values: Any) -> None: ...
     def table(self, owner: object, name: str) -> Any: ...
     def links(self, tables: HopTables, places: Any) -> list[Any]: ...
     def usages(self, tables: HopTables, places: Any) -> list[Any] | None: ...
@@ -145,6 +149,19 @@ class NumpyOps:
     def take(self, values: Array, index: NDArray[np.int64]) -> Array:
         # The indices are in range; clip is the mode that looks at them only once.
         return np.take(values, index, mode="clip")
+
+    def where(self, mask: Any, one: Any, other: Any) -> Any:
+        return np.where(mask, one, other)
+
+    def exp(self, values: Array) -> Array:
+        found: Array = np.exp(values)
+        return found
+
+    def add_at(self, total: Array, index: NDArray[np.int64], values: Array) -> None:
+        total += np.bincount(index.ravel(), values.ravel(), total.size)
+
+    def max_at(self, most: Array, index: NDArray[np.int64], values: Array) -> None:
+        np.maximum.at(most, index.ravel(), values.ravel())
 
     def table(self, owner: object, name: str) -> Any:
         return getattr(owner, name)
@@ -238,6 +255,18 @@ class TorchOps:
 
     def take(self, values: Any, index: Any) -> Any:
         return self.torch.take(values, index)
+
+    def where(self, mask: Any, one: Any, other: Any) -> Any:
+        return self.torch.where(mask, one, other)
+
+    def exp(self, values: Any) -> Any:
+        return self.torch.exp(values)
+
+    def add_at(self, total: Any, index: Any, values: Any) -> None:
+        total.index_add_(0, index.reshape(-1), values.reshape(-1))
+
+    def max_at(self, most: Any, index: Any, values: Any) -> None:
+        most.scatter_reduce_(0, index.reshape(-1), values.reshape(-1), "amax")
 
     def table(self, owner: object, name: str) -> Any:
         # Tables stay on the device; a reference to their owner keeps its id from being given away.

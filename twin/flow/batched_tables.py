@@ -83,6 +83,18 @@ def reduced(paths: Paths, usage: Usages | None, capacity: Array | None, demand: 
     )
 
 
+def whole(paths: Paths, usage: Usages | None, links: int) -> Reduced:
+    """One network with all of its links."""
+    return Reduced(
+        list(range(links)),
+        [[list(path) for path in choices] for choices in paths],
+        [[[1.0] * len(path) for path in choices] for choices in paths]
+        if usage is None
+        else [[list(path) for path in choices] for choices in usage],
+        [[HUGE] * len(choices) for choices in paths],
+    )
+
+
 class Tables:
     """Tables of N networks, padded to the most flows F, paths per flow P and kept links L of any of them.
 
@@ -134,7 +146,7 @@ class HopTables:
         longest = tables.hop_counts.max(axis=2, initial=0)
         self.order = np.argsort(-longest, axis=1, kind="stable")
         self.place_of = np.argsort(self.order, axis=1)
-        self.weighted = tables.weighted
+        self.weighted, self.rows, self.most = tables.weighted, tables.rows, tables.most
         self.hops = np.take_along_axis(longest, self.order, axis=1).max(axis=0, initial=0)
         depth = int(self.hops.max(initial=0))
         self.with_hop = [int((self.hops > hop).sum()) for hop in range(depth)]

@@ -23,7 +23,7 @@ from twin.flow.maxmin import Array
 from twin.flow.network import Network
 from twin.flow.queueing import draw_waits, md1_wait_s
 
-_NEGLIGIBLE_LOAD = 0.005
+NEGLIGIBLE_LOAD = 0.005
 _MOST_MISSED = 0.99
 _MOST_SLOTS = 100
 
@@ -68,7 +68,7 @@ def _wired_waits(
         if wired.names[row][0] != "transport":  # a token bucket lets a packet pass at once, a transmitter does not
             waits[crossing] += service[chosen][crossing][:, None]
         carried = float(packets[usage > 0].sum())
-        if load > _NEGLIGIBLE_LOAD and carried > 0:
+        if load > NEGLIGIBLE_LOAD and carried > 0:
             mean_s = float((packets * service).sum()) / carried
             # what the fluid backlog already fills of the queue cannot be waited for once more
             room_s = np.maximum(0.0, c.QUEUE_PACKETS * mean_s - fluid_s[crossing])
@@ -88,13 +88,13 @@ def _gnb_waits(network: Network, step: Step, chosen: NDArray[np.int64], count: i
         for way in range(2):
             inside = (pools == pool) & (ways == way)
             load = float(step.prb_load[way, pool])
-            if inside.any() and load > _NEGLIGIBLE_LOAD:
+            if inside.any() and load > NEGLIGIBLE_LOAD:
                 shape = (int(inside.sum()), count)
                 waits[inside] += draw_waits(rng, shape, load, md1_wait_s(load, c.SLOT_S), room_s[inside])
         inside = pools == pool
         load = float(step.cpu_used[pool])
         waits[inside] += step.work_s[chosen][inside][:, None]
-        if load > _NEGLIGIBLE_LOAD:
+        if load > NEGLIGIBLE_LOAD:
             mean_work_s = load / max(1.0, float((step.gnb_packets * (network.ue_pool[network.lane_ue] == pool)).sum()))
             shape = (int(inside.sum()), count)
             waits[inside] += draw_waits(rng, shape, load, md1_wait_s(load, mean_work_s), room_s[inside])

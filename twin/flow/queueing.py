@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -46,6 +48,14 @@ def draw_waits(
     with np.errstate(divide="ignore"):
         waits: Array = np.where(uniform < load, -np.log(uniform / load) * (mean_s / load), 0.0)
     return np.minimum(waits, most_s)
+
+
+def mean_wait_s(load: float, mean_s: float, most_s: float) -> float:
+    """Mean of what :func:`draw_waits` draws: E[min(W, most)] = mean (1 - exp(-most load / mean))."""
+    load = min(max(load, 0.0), MAX_LOAD)
+    if load <= 0 or mean_s <= 0:
+        return 0.0
+    return mean_s * -math.expm1(-most_s * load / mean_s)
 
 
 def weighted_percentiles(samples: Array, weights: Array, ranks: tuple[int, ...]) -> tuple[float, ...]:

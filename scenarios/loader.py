@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 TRACE_PREFIX = "traces:"
 POLICY = "policy"
+FILE_PARAMETERS = (POLICY, "model")
 DEFAULT_PACKET_BYTES = {"stream": 1200, "telemetry": 200, "request": 200}
 
 
@@ -182,10 +183,10 @@ def _controllers(
 
 
 def _found_policy(params: Mapping[str, Any], scenario_file: str) -> Mapping[str, Any]:
-    """The parameters with the path of ``policy`` starting where the scenario file is."""
-    if not isinstance(params.get(POLICY), str):
-        return params
-    return {**params, POLICY: str((Path(scenario_file).parent / params[POLICY]).absolute())}
+    """The parameters with the paths of :data:`FILE_PARAMETERS` starting where the scenario file is."""
+    folder = Path(scenario_file).parent
+    found = {name: params[name] for name in FILE_PARAMETERS if isinstance(params.get(name), str)}
+    return {**params, **{name: str((folder / value).absolute()) for name, value in found.items()}}
 
 
 def _refused_params(spec: ControllerSpec, topology: Topology) -> str | None:

@@ -62,11 +62,21 @@ def test_qos_counts_the_directions_of_the_flows() -> None:
 
 def test_beta_weighs_intervals_by_their_users() -> None:
     found = monitor(Sla(q_thresh_bps=1e6), "dl")
-    assert derive(found, 1.0, active_ues=0.0) == {"sla_violation_s": 0.0}
+    assert derive(found, 1.0, active_ues=0.0) == {"q_thresh_bps": 1e6, "sla_violation_s": 0.0}
     assert derive(found, 2.0, active_ues=1.0, throughput_dl_bps=2e6)["qos_degradation_ratio"] == 0.0
     # Three users with exactly the threshold: degraded. 3 / (1 + 3)
     last = derive(found, 3.5, active_ues=3.0, throughput_dl_bps=3e6)
-    assert last == {"qos_bps": 1e6, "qos_degradation_ratio": 0.75, "sla_violation_s": 1.5}
+    assert last == {"qos_bps": 1e6, "q_thresh_bps": 1e6, "qos_degradation_ratio": 0.75, "sla_violation_s": 1.5}
+
+
+def test_beta_against_its_threshold() -> None:
+    found = monitor(Sla(q_thresh_bps=1e6, beta_thresh=0.5), "dl")
+    derive(found, 1.0, active_ues=1.0, throughput_dl_bps=2e6)
+    last = derive(found, 2.0, active_ues=1.0, throughput_dl_bps=1e6)
+    assert (last["beta_thresh"], last["qos_degradation_to_thresh"]) == (0.5, 1.0)
+    assert found.apply(Action("slice:a", "beta_thresh", 0.25), 2.0).applied
+    later = derive(found, 3.0, active_ues=2.0, throughput_dl_bps=4e6)
+    assert (later["beta_thresh"], later["qos_degradation_to_thresh"]) == (0.25, 1.0)
 
 
 def test_a_new_threshold_counts_from_the_next_interval_on() -> None:

@@ -262,6 +262,17 @@ KPIS: dict[str, KpiSpec] = {
             "beta since the start: active UEs in intervals with q <= q_thresh, divided by all (MicroOpt equation 1)",
             cumulative=True,
         ),
+        _spec("q_thresh_bps", "bit/s", "slice", "derived", "", "QoS threshold of the SLA in force"),
+        _spec("beta_thresh", "1", "slice", "derived", "", "highest accepted QoS degradation of the SLA in force"),
+        _spec(
+            "qos_degradation_to_thresh",
+            "1",
+            "slice",
+            "derived",
+            "",
+            "beta since the start divided by beta_thresh: at most 1 where the promise is kept",
+            cumulative=True,
+        ),
         _spec(
             "sla_violation_s",
             "s",

@@ -24,7 +24,14 @@ from twin.knobs import SLA_KNOBS, refusal
 from twin.load import Direction, Load
 from twin.types import Action, Kpi, Observation, Outcome
 
-DERIVED = ("qos_bps", "qos_degradation_ratio", "sla_violation_s")
+DERIVED = (
+    "qos_bps",
+    "q_thresh_bps",
+    "beta_thresh",
+    "qos_degradation_ratio",
+    "qos_degradation_to_thresh",
+    "sla_violation_s",
+)
 
 
 LATENCY_KPIS = (
@@ -101,10 +108,10 @@ class SlaMonitor:
         return Outcome(action, applied=True, time_s=time_s)
 
     def derive(self, observation: Observation) -> list[Kpi]:
-        """``qos_bps``, ``qos_degradation_ratio`` and ``sla_violation_s`` after this interval.
+        """The KPIs of :data:`DERIVED` after this interval.
 
-        The first is absent while no UE is active, the second until one was and without a threshold,
-        the third for a slice that was promised nothing.
+        QoS is absent while no UE is active, thresholds that were not promised are, degradation is until a UE
+        was active and without a threshold, violation is for a slice that was promised nothing.
         """
         time_s = observation.time_s
         length_s = time_s - self._time_s
@@ -120,12 +127,17 @@ class SlaMonitor:
                 kpis.append(Kpi(time_s, entity, "qos_bps", quality))
             degraded = quality is not None and sla.q_thresh_bps is not None and quality <= sla.q_thresh_bps
             beta = None
+            if sla.beta_thresh is not None:
+                kpis.append(Kpi(time_s, entity, "beta_thresh", sla.beta_thresh))
             if sla.q_thresh_bps is not None:
+                kpis.append(Kpi(time_s, entity, "q_thresh_bps", sla.q_thresh_bps))
                 self._users[name] += active
                 self._degraded[name] += active if degraded else 0.0
                 if self._users[name] > 0:
                     beta = self._degraded[name] / self._users[name]
                     kpis.append(Kpi(time_s, entity, "qos_degradation_ratio", beta))
+                    if sla.beta_thresh:
+                        kpis.append(Kpi(time_s, entity, "qos_degradation_to_thresh", beta / sla.beta_thresh))
             if sla != Sla():
                 # With a beta threshold single bad intervals are part of the promise; without one they break it.
                 broken = degraded if sla.beta_thresh is None else beta is not None and beta > sla.beta_thresh

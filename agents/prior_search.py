@@ -27,7 +27,7 @@ _LEAST = 0.01
 _HEAT = 2.0
 # With fewer evaluations there is one climb, from the prior; with more, others begin elsewhere, where the
 # prior may be wrong.
-_FEW = 2_000
+_FEW = 800
 _EVEN = 0.05
 _BETTER = 1e-9
 

@@ -118,4 +118,7 @@ def _network(scenario: str) -> IabNetwork:
     loaded = load_scenario(find_scenario(scenario))
     if not loaded.topology.backhaul:
         raise SolveError(f"{scenario}: has no backhaul flows, so there are no paths to learn")
-    return to_network(loaded.topology)
+    demand: dict[str, float] = {}
+    for source in loaded.load.backhaul:
+        demand[source.flow] = max((item.rate for item in source.activities), default=0.0)
+    return to_network(loaded.topology, demand or None)

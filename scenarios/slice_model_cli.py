@@ -60,13 +60,9 @@ def fit(
 ) -> None:
     """Fit a slice model on every row, and say how one fitted without a fifth of the cells, or rows, does on them."""
     _needs_torch()
-    import torch
-
     from controllers.microopt import slice_fit, slice_model, slice_score
     from controllers.microopt.slice_data import SliceModelError, read_qos
 
-    # Layers of 16 are too small to share between threads; and the same model comes out on every host size.
-    torch.set_num_threads(1)
     if not out.parent.is_dir():
         raise SliceModelError(f"--out {out}: no folder {out.parent}")
     rows = read_qos(data)

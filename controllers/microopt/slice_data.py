@@ -113,7 +113,7 @@ def _numbers(path: Path, frame: pd.DataFrame, column: str) -> Array:
     if (bad := np.flatnonzero(~np.isfinite(values))).size:
         row = int(bad[0])
         raise SliceModelError(
-            f"{path}: column {column}, row {row + 1}: must be a number, got {frame[column].iloc[row]!r}"
+            f"{path}: column {column}, row {row + 1}: must be a number, got {frame[column].iloc[row]}"
         )
     return values
 

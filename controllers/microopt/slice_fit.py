@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,15 +47,16 @@ RECIPES: dict[Kind, Recipe] = {
 def fit(data: QosData, *, kind: Kind, seed: int, recipe: Recipe | None = None) -> SliceModel:
     """A slice model of every slice and QoS in ``data``; the same seed gives the same model on the same host."""
     recipe = recipe or RECIPES[kind]
-    torch.manual_seed(seed)
     networks = {}
-    for name, rows in data.slices.items():
-        for qos, values in rows.qos.items():
-            made = {**recipe.architecture}
-            if qos != THROUGHPUT:
-                made["base"] = False  # the least share is a throughput: other QoS only read it
-            architecture = Architecture(kind=kind, resources=len(data.resources), **made)
-            networks[name, qos] = fit_network(architecture, rows, values, recipe)
+    with one_thread():
+        torch.manual_seed(seed)
+        for name, rows in data.slices.items():
+            for qos, values in rows.qos.items():
+                made = {**recipe.architecture}
+                if qos != THROUGHPUT:
+                    made["base"] = False  # the least share is a throughput: other QoS only read it
+                architecture = Architecture(kind=kind, resources=len(data.resources), **made)
+                networks[name, qos] = fit_network(architecture, rows, values, recipe)
     allocation = np.concatenate([rows.allocation for rows in data.slices.values()])
     traffic = np.concatenate([rows.traffic for rows in data.slices.values()])
     low, high = allocation.min(axis=0), allocation.max(axis=0)
@@ -77,6 +80,17 @@ def fit(data: QosData, *, kind: Kind, seed: int, recipe: Recipe | None = None) -
             "torch": torch.__version__.split("+")[0],
         },
     )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Layers of 16 are too small to share: on a busy host the threads of one step wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def fit_network(architecture: Architecture, rows: SliceData, values: NDArray[np.float64], recipe: Recipe) -> QosNetwork:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from controllers.microopt.slice_data import THROUGHPUT, QosData, SliceData, SliceModelError
-from controllers.microopt.slice_fit import fit
+from controllers.microopt.slice_fit import Recipe, fit, one_thread
 from controllers.microopt.slice_model import Kind, QosDistribution, SliceModel
 
 INTERVALS = (0.5, 0.8, 0.95)
@@ -51,7 +51,7 @@ def evaluate(model: SliceModel, data: QosData) -> dict[str, Any]:
     return {**_summary(joined), "each": each}
 
 
-def validate(data: QosData, *, kind: Kind, seed: int) -> dict[str, dict[str, Any]]:
+def validate(data: QosData, *, kind: Kind, seed: int, recipe: Recipe | None = None) -> dict[str, dict[str, Any]]:
     """Scores on a fifth withheld, by two splits: ``by_cell`` withholds whole allocations inside the grid,
     ``by_row`` (the paper's) random rows, so that every cell has been seen. The first is what an optimiser meets."""
     rng = np.random.default_rng(seed)
@@ -64,7 +64,7 @@ def validate(data: QosData, *, kind: Kind, seed: int) -> dict[str, dict[str, Any
                 break
             train[name], test[name] = rows.rows(~held), rows.rows(held)
         else:
-            model = fit(dataclasses.replace(data, slices=train), kind=kind, seed=seed)
+            model = fit(dataclasses.replace(data, slices=train), kind=kind, seed=seed, recipe=recipe)
             scores = evaluate(model, dataclasses.replace(data, slices=test))
             result[split] = {key: value for key, value in scores.items() if key != "each"}
     return result
@@ -85,7 +85,7 @@ def _row_scores(
     traffic = torch.tensor(rows.traffic, dtype=torch.float32)
     allocation = torch.tensor(rows.allocation, dtype=torch.float32)
     observed = torch.tensor(values, dtype=torch.float32)
-    with torch.inference_mode():
+    with one_thread(), torch.inference_mode():
         found: QosDistribution = model.distribution(traffic, allocation, slice_name=slice_name, qos=qos)
         scores = {
             "nll": -found.log_prob(observed),

@@ -28,7 +28,9 @@ class Controller(Protocol):
     """A class registered under ``twinbed.controllers``, made as ``cls(context, **params)``.
 
     ``observe`` sees every interval; ``act`` is asked every ``interval_s``. One instance per run.
-    Raise ``ValueError`` from ``__init__`` for bad ``params``: the run does not start.
+    Raise ``ValueError`` from ``__init__`` for bad ``params``: the run does not start. A method
+    ``prepare()``, where there is one, is called once before the run's clock starts, in the process that
+    will decide: the place for what makes a first decision slow.
     """
 
     def observe(self, observation: Observation) -> None: ...

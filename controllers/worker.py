@@ -113,6 +113,9 @@ def _make(name: str, context: ControllerContext, params: dict[str, Any]) -> Cont
     for method in ("observe", "act"):
         if not callable(getattr(controller, method, None)):
             raise ValueError(f"controller {name!r} has no method {method}()")
+    prepare = getattr(controller, "prepare", None)
+    if callable(prepare):
+        prepare()
     return controller  # type: ignore[no-any-return]
 
 

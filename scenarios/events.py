@@ -173,10 +173,7 @@ class EventReader:
         if action.knob == "path_index":
             last = len(self.topology.backhaul_named(name).paths) - 1
             if float(action.value) > last:
-                return (
-                    f"{action.entity} path_index must be at most {last} (the flow has {last + 1} paths), "
-                    f"got {action.value}"
-                )
+                return f"{action.entity} path_index: must be a whole number in [0, {last}], got {action.value}"
         if action.knob == "path":
             upf = slice_upf(self.topology, name)
             for group in self.topology.of_kind(Ue):

@@ -418,7 +418,7 @@ def backhaul_load() -> Load:
 
 
 REFUSED_PATHS: tuple[tuple[Action, str], ...] = (
-    (Action("flow:f2", "path_index", 2), "at most 1"),
+    (Action("flow:f2", "path_index", 2), "must be a whole number in [0, 1], got 2"),
     (Action("flow:f2", "path_index", -1), "must be a whole number in"),
     (Action("flow:f2", "path_index", 0.5), "must be a whole number in"),
     (Action("flow:f9", "path_index", 0), "no flow named 'f9'"),

@@ -71,6 +71,11 @@ class PathController:
         # A policy that does not fit the topology is found here, before the run starts.
         make_solver(solver, PathProblem(to_network(context.topology), self._gamma), self._policy)
 
+    def prepare(self) -> None:
+        """Load the compiled flow model, which would take longer than a decision may."""
+        problem = PathProblem(to_network(self._topology), self._gamma)
+        problem.objective(np.zeros((1, problem.model.flows), dtype=np.int64))
+
     def observe(self, observation: Observation) -> None:
         self._seen = observation
 
@@ -245,7 +250,7 @@ class Phaul(_Named):
     solver = "phaul"
 
 
-class LearnedMoves(_Named):
-    """Paths of backhaul flows by a learned search that generalises to other topologies."""
+class PriorSearch(_Named):
+    """Paths of backhaul flows by local search with a learned prior over paths, for any topology."""
 
-    solver = "learned_moves"
+    solver = "prior_search"

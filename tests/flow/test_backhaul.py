@@ -142,7 +142,7 @@ def test_demand_changes_within_an_interval_count_by_their_share() -> None:
 @pytest.mark.parametrize(
     ("action", "reason"),
     [
-        (Action("flow:f2", "path_index", 2), "flow:f2 path_index must be at most 1 (the flow has 2 paths), got 2"),
+        (Action("flow:f2", "path_index", 2), "flow:f2 path_index: must be a whole number in [0, 1], got 2"),
         (Action("flow:f2", "path_index", -1), "must be a whole number in"),
         (Action("flow:f2", "path_index", 0.5), "must be a whole number in"),
         (Action("flow:f2", "path_index", float("nan")), "must be a whole number in"),

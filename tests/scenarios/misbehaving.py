@@ -158,3 +158,29 @@ class Scribbles(Good):
     def act(self) -> Sequence[Action]:
         os.write(int(sys.argv[1]), b"\0\0\0\3abc" if self.value == 500 else b"\xff" * 9)
         return super().act()
+
+
+class WrongPaths:
+    """Sends every flow of its scope over a path that it lacks, then one with a path that is no number."""
+
+    def __init__(self, context: ControllerContext) -> None:
+        self.flows = [entity for entity in context.scope if entity.startswith("flow:")]
+
+    def observe(self, observation: Observation) -> None: ...
+
+    def act(self) -> Sequence[Action]:
+        return [*(Action(flow, "path_index", 99) for flow in self.flows), Action(self.flows[0], "path_index", "best")]
+
+
+class Prepared(Good):
+    """Decides only when it was prepared first."""
+
+    ready = False
+
+    def prepare(self) -> None:
+        assert self.seen == []
+        self.ready = True
+
+    def act(self) -> Sequence[Action]:
+        assert self.ready
+        return super().act()

@@ -302,7 +302,7 @@ MISTAKES = {
         "value: 0",
         "value: 2",
         27,
-        "events[1].value: flow:f-n2 path_index must be at most 1 (the flow has 2 paths), got 2",
+        "events[1].value: flow:f-n2 path_index: must be a whole number in [0, 1], got 2",
     ),
     "an event of an unknown flow": (
         WRITTEN,

@@ -229,6 +229,13 @@ def test_a_controller_acts_at_its_interval_and_is_shown_every_observation(execut
     assert [(row.time_s, row.value) for row in reader.actions()] == [(1.0, 101.0), (4.0, 104.0), (7.0, 107.0)]
 
 
+def test_a_controller_prepares_itself_before_the_clock_starts(execute: Any) -> None:
+    result, reader = execute(spec("Prepared"))
+    assert result.status == "VALID"
+    assert reader.series("controller:c", "faults")[1].tolist() == [0.0] * 10
+    assert reader.actions()[0].time_s == 1.0
+
+
 @pytest.mark.parametrize(
     ("cls", "text"),
     [

@@ -120,7 +120,7 @@ def _flow(network: Network, name: str, action: Action) -> str | None:
     paths = len(network.topology.backhaul_named(name).paths)
     index = int(float(action.value))
     if index >= paths:
-        return f"{action.entity} path_index must be at most {paths - 1} (the flow has {paths} paths), got {index}"
+        return f"{action.entity} path_index: must be a whole number in [0, {paths - 1}], got {index}"
     network.path_index[name] = index
     return None
 

@@ -152,7 +152,7 @@ def _print_scores(rows: list[dict[str, Any]], names: tuple[str, ...]) -> None:
             | {"pit_distance": calibration["pit_distance"], "extrapolated": row["extrapolated"]}
         )
     if flat:
-        print_rows(flat, flat[0])
+        print_rows(flat, flat[0], whole=names)
 
 
 def _print(found: dict[str, Any]) -> None:

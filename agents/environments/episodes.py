@@ -34,7 +34,10 @@ def read_scenario(scenario: str | Path | Scenario, fidelity: str, duration_s: fl
     """
     make_backend(fidelity)
     if not isinstance(scenario, Scenario):
-        scenario = load_scenario(find_scenario(str(scenario)), fidelity=fidelity, duration_s=duration_s)
+        left_out: dict[str, Any] = {"controllers": [], "assert": []}
+        scenario = load_scenario(
+            find_scenario(str(scenario)), fidelity=fidelity, duration_s=duration_s, settings=left_out
+        )
     if scenario.document:
         kept = {**scenario.document, "fidelity": fidelity, "controllers": [], "assert": []}
         return _loaded(replace(scenario, document=kept), seed=scenario.seed, duration_s=duration_s)

@@ -72,6 +72,7 @@ events:
   - {at: 6s, entity: "slice:embb", knob: bandwidth_mbps, value: 4}
 assert:
   - controller:rule_based faults <= 0
+  - slice:embb throughput_dl_bps >= 1Mbps over 8s..10s
 """
 
 

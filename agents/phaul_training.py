@@ -78,6 +78,15 @@ class Training:
     across: bool = False
     masking: bool = True
 
+    def __post_init__(self) -> None:
+        if not -1 <= self.gamma <= 1:
+            raise PathSearchError(f"gamma: must be in -1..1, got {self.gamma}")
+        for name, value in (("steps", self.steps), ("episode_steps", self.episode_steps)):
+            if value < 1:
+                raise PathSearchError(f"{name}: must be at least 1, got {value}")
+        if not self.network.flows:
+            raise PathSearchError("flows: the network has none, so there is nothing to learn")
+
     def meta(self) -> dict[str, Any]:
         """The part of a checkpoint's description that must be the same to resume."""
         return {
@@ -288,8 +297,6 @@ def train(
     means over the update's ended episodes of the best J, efficiency and fairness found. Seeds the
     global generators of NumPy and PyTorch and puts their states back at the end.
     """
-    if plan.steps < 1:
-        raise PathSearchError(f"steps: must be at least 1, got {plan.steps}")
     if folder is not None:
         try:
             folder.mkdir(parents=True, exist_ok=True)

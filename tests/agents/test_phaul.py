@@ -176,7 +176,7 @@ def test_a_resumed_training_must_be_the_same(plan: Training, folder: Path, tmp_p
     with pytest.raises(CheckpointError, match="cannot be read: No such file"):
         train(plan, tmp_path, resume=True)
     with pytest.raises(PathSearchError, match="steps: must be at least 1"):
-        train(replace(plan, steps=0))
+        replace(plan, steps=0)
     assert (folder / CHECKPOINT).read_bytes() == before
 
 

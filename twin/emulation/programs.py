@@ -102,6 +102,7 @@ def backhaul_programs(plan: BackhaulPlan) -> Iterator[ProgramSpec]:
                 "node": sink,
                 "bind": flows[0].sink_address,
                 "port": SINK_PORT,
+                "window": plan.window_packets,
                 "flows": {one.flow.name: one.address for one in flows},
             },
         )

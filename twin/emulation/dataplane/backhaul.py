@@ -1,10 +1,9 @@
 """The traffic of IAB backhaul flows: responsive sources held to their demand, sinks that count.
 
-A source sends TCP paced to the demand: a bulk stream of a node's users, which share a bottleneck by
-congestion control. What TCP cannot carry is not sent later. With one queue per flow at every link, served in
-turn, responsive sources share the network max-min fairly (Hahne, "Round-robin scheduling for max-min fairness
-in data networks", IEEE JSAC 9(7), 1991); unresponsive ones would not, because packets dropped late in
-a path have taken room from others before.
+A source sends TCP paced to the demand: the bulk stream of a node's users. What TCP cannot carry is not sent
+later. With one queue per flow at every link, served in turn, sources with a window share the network max-min
+fairly (Hahne, "Round-robin scheduling for max-min fairness in data networks", IEEE JSAC 9(7), 1991);
+unresponsive ones would not, because packets dropped late in a path have taken room from others before.
 
 A connection that makes no progress for half a second (a broken link) is replaced by a new one, so that a flow
 runs again half a second after its path does, whatever TCP's own timers have backed off to.
@@ -27,11 +26,16 @@ from twin.emulation.dataplane.loop import ConfigError, Loop, main, number, value
 from twin.emulation.dataplane.net import udp_socket
 
 TICK_NS = 10_000_000
+LATE_NS = 200_000_000
+# TCP paces to this multiple of the demand.
+PACE = 1.25
 STALL_NS = 500_000_000
 # IPv4 20, TCP 20, timestamps 12; IPv4 20, UDP 8
 TCP_HEADER_BYTES, UDP_HEADER_BYTES = 52, 28
 MAX_RATE_BPS = 10e9
-TCP_NOTSENT_LOWAT, SIOCOUTQ = 25, 0x5411  # tcp(7)
+TCP_NOTSENT_LOWAT, SIOCOUTQ, SO_MAX_PACING_RATE = 25, 0x5411, 47  # tcp(7), socket(7)
+# Of SO_RCVBUF for each full segment of the window.
+RECEIVE_BYTES = 1600
 NUMBER = struct.Struct("!QQ")
 READ_BYTES = 1 << 18
 
@@ -42,6 +46,11 @@ def tcp_counters(sock: socket.socket) -> tuple[int, int, int]:
     acked, received = struct.unpack_from("=QQ", info, 120)
     (segments,) = struct.unpack_from("=I", info, 152)
     return acked, received, segments
+
+
+def _retransmits(sock: socket.socket) -> int:
+    """Segments that were sent again."""
+    return int(struct.unpack_from("=I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256), 100)[0])
 
 
 class Numbers:
@@ -131,7 +140,7 @@ class Source:
         self._progress_ns = 0
         self._acked = 0
         self.sent_bytes = 0
-        self.reconnects = 0
+        self.reconnects = self._retransmits = 0
         self._segment = memoryview(bytes(self._segment_bytes))
         self._left = 0
         self._udp = udp_socket(self._bind, 0)
@@ -156,6 +165,7 @@ class Source:
         self._count(now_ns)
         while self._steps and self._steps[0][0] <= now_ns:
             _, self._rate_bps = self._steps.pop(0)
+            self._pace()
         self._pump(now_ns)
         # A slow source sleeps until its next segment is due.
         gap_ns = TICK_NS
@@ -165,6 +175,12 @@ class Source:
         if self._steps:
             next_ns = min(next_ns, self._steps[0][0])
         self._loop.call_at(max(next_ns, now_ns + 1_000_000), self._tick)
+
+    def _pace(self) -> None:
+        """Keep what a late tick makes up for from arriving as one burst."""
+        if self._tcp is not None:
+            pace = min(0xFFFFFFFF, max(10_000, int(PACE * self._rate_bps / 8)))
+            self._tcp.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, pace)
 
     def _count(self, now_ns: int) -> None:
         """What the demand of the time since the last count adds to offer and tokens."""
@@ -195,6 +211,7 @@ class Source:
             try:
                 sent = self._tcp.send(self._segment[: self._left])
             except BlockingIOError:
+                self._loop.add_writer(self._tcp.fileno(), self._writable)
                 break
             except OSError:
                 self._drop()
@@ -202,7 +219,7 @@ class Source:
             self._left -= sent
             self.sent_bytes += sent
         # A demand that could not be served is gone; what a late timer owes is not.
-        most = 2 * packet_bytes + self._rate_bps / 8 * 3 * TICK_NS * 1e-9
+        most = 2 * packet_bytes + self._rate_bps / 8 * LATE_NS * 1e-9
         self._tokens_bytes = min(self._tokens_bytes, most)
         self._watch(now_ns)
 
@@ -225,6 +242,7 @@ class Source:
             sock.close()
             return
         self._tcp, self._connected, self._acked, self._left = sock, False, 0, 0
+        self._pace()
         self._progress_ns = now_ns
         self._loop.add_writer(sock.fileno(), self._established)
 
@@ -236,6 +254,13 @@ class Source:
             return
         self._connected = True
         self._progress_ns = time.monotonic_ns()
+
+    def _writable(self) -> None:
+        assert self._tcp is not None
+        self._loop.remove_writer(self._tcp.fileno())
+        now_ns = time.monotonic_ns()
+        self._count(now_ns)
+        self._pump(now_ns)
 
     def _pending(self) -> int:
         """Bytes that the sink has not acknowledged."""
@@ -265,6 +290,7 @@ class Source:
     def _drop(self) -> None:
         if self._tcp is not None:
             self._loop.remove(self._tcp.fileno())
+            self._retransmits += _retransmits(self._tcp)
             # A reset instead of a farewell that waits for the sink.
             self._tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._tcp.close()
@@ -285,6 +311,7 @@ class Source:
         rate_bps = number(request, "rate", 0, MAX_RATE_BPS)
         self._count(time.monotonic_ns())
         self._steps, self._rate_bps = [], rate_bps
+        self._pace()
         return {}
 
     def _schedule(self, request: dict[str, Any]) -> Reply:
@@ -316,6 +343,7 @@ class Source:
             "rate": self._rate_bps,
             "connected": self._connected,
             "reconnects": self.reconnects,
+            "retransmits": self._retransmits + (_retransmits(self._tcp) if self._tcp is not None else 0),
             "numbers": self._numbers.stats(),
         }
 
@@ -336,6 +364,9 @@ class Sink:
         self._numbers = {name: Numbers(loop, self._udp) for name in self._flows.values()}
         loop.add_reader(self._udp.fileno(), self._receive)
         self._listener = socket.create_server((address, port), backlog=256)
+        # The window, inherited by what is accepted; the kernel doubles it and keeps half for its own accounting.
+        window = int(number(config, "window", 2, 1000, 8))
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window * RECEIVE_BYTES)
         self._listener.setblocking(False)
         loop.add_reader(self._listener.fileno(), self._accept)
         ops = {"stats": self._stats, "numbers": self._set_numbers}

@@ -30,6 +30,9 @@ METADATA_KEY = "twinbed.dataset"
 SETTLE_S = 2.0
 """Left out of every run: the slice's queues fill and the first users attach."""
 
+STARVED = 0.05
+"""Share of slots that a gNB may miss beyond what its CPU limit explains; more, and the interval is left out."""
+
 _COLUMNS = ("time", "total_bandwidth_usage", "cpu", "bw", "prb_share", "edge_cpu", "n_users", "qos", "delay_s")
 _PLAN = "plan.json"
 
@@ -259,8 +262,13 @@ def _measure(plan: Plan, index: int, values: Sequence[float], runs: Path, words:
             raise CollectionStopped("interrupted: the same command goes on with what is missing", code)
         if status == "VALID":
             with KpiReader(folder) as reader:
-                rows = _rows(reader, scenario, plan.slice_name, fixed)
+                rows, starved = _rows(reader, scenario, plan.slice_name, fixed)
             shutil.rmtree(folder)
+            if starved > len(rows):
+                raise CollectionStopped(
+                    f"{words}: the host kept CPU from the gNB in {starved} of {starved + len(rows)} intervals: "
+                    "the same command goes on when it is quieter"
+                )
             if not rows:
                 raise CollectionStopped(f"{words}: no interval with an active user in {scenario.duration_s:g} s")
             return rows
@@ -272,25 +280,32 @@ def _measure(plan: Plan, index: int, values: Sequence[float], runs: Path, words:
 
 def _rows(
     reader: KpiReader, scenario: Scenario, slice_name: str, fixed: dict[str, float]
-) -> list[dict[str, float | str]]:
+) -> tuple[list[dict[str, float | str]], int]:
+    """The rows of a run, and how many intervals were left out because other programs of the host starved the gNB."""
     entity = f"slice:{slice_name}"
     series = {}
-    for name in ("active_ues", "qos_bps", "delay_dl_p95_s"):
+    for name in ("active_ues", "qos_bps", "delay_dl_p95_s", "missed_slots_ratio", "cpu_throttled_ratio"):
         times, values = reader.series(entity, name)
         series[name] = dict(zip(times.round(6).tolist(), values.tolist(), strict=True))
     rows: list[dict[str, float | str]] = []
+    starved = 0
     for time_s, qos_bps in series["qos_bps"].items():
         users = series["active_ues"].get(time_s, 0.0)
         delay_s = series["delay_dl_p95_s"].get(time_s)
         # Without a packet in the interval there is a throughput, 0, but no delay.
         if time_s - scenario.interval_s < SETTLE_S - 1e-9 or users <= 0 or delay_s is None:
             continue
+        # Slots missed while the slice's own limit did not hold it back: not what the allocation does.
+        missed, throttled = (series[name].get(time_s, 0.0) for name in ("missed_slots_ratio", "cpu_throttled_ratio"))
+        if missed > throttled + STARVED:
+            starved += 1
+            continue
         rows.append(
             {"time": time_s, "total_bandwidth_usage": qos_bps * users / 1e6, "n_users": users}
             | fixed
             | {"qos": qos_bps / 1e6, "delay_s": delay_s, "slice": slice_name}
         )
-    return rows
+    return rows, starved
 
 
 def _digest(plan: Plan) -> str:
@@ -339,6 +354,7 @@ def _join(plan: Plan, out: Path, parts: Path, digest: str, now: int) -> dict[str
         "fidelity": plan.fidelity,
         "duration_s": base.duration_s,
         "settle_s": SETTLE_S,
+        "starved": f"intervals with more than {STARVED:g} of the slots missed for want of host CPU are left out",
         "interval_s": base.interval_s,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         **{key: source[key] for key in ("commit", "versions", "host")},

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -136,6 +137,29 @@ def test_a_run_that_fails_stops_the_collection_and_keeps_the_rest(
     assert json.loads(capsys.readouterr().out)["measured_now"] == 3
 
 
+class _Reader:
+    """A run of ten intervals: slots missed for want of host CPU in the fifth, and of the slice's own in the sixth."""
+
+    def series(self, entity: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+        assert entity == "slice:embb"
+        times = np.arange(1.0, 11.0)
+        values = np.full(10, {"active_ues": 2.0, "qos_bps": 1e6, "delay_dl_p95_s": 0.1}.get(name, 0.0))
+        if name == "missed_slots_ratio":
+            values[4], values[5] = 0.4, 0.4
+        if name == "cpu_throttled_ratio":
+            values[5] = 0.9
+        return times, values
+
+
+def test_intervals_in_which_the_host_starved_the_gnb_are_left_out() -> None:
+    from scenarios.loader import load_scenario
+
+    scenario = load_scenario(find_scenario("microopt"))
+    rows, starved = dataset._rows(_Reader(), scenario, "embb", {"cpu": 60.0, "bw": 2.0})  # type: ignore[arg-type]
+    assert starved == 1
+    assert [row["time"] for row in rows] == [3.0, 4.0, 6.0, 7.0, 8.0, 9.0, 10.0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -168,7 +192,14 @@ def test_bad_input_gets_one_line_before_anything_runs(
 @pytest.mark.emulation
 @pytest.mark.usefixtures("emulation_host")
 def test_cpu_limits_the_rows_measured_on_containers(tmp_path: Path) -> None:
-    found = collect(plan(grid={"cpu": (100.0,), "bandwidth": (10.0,)}, fidelity="emulation"), tmp_path / "qos.parquet")
+    try:
+        found = collect(
+            plan(grid={"cpu": (100.0,), "bandwidth": (10.0,)}, fidelity="emulation"), tmp_path / "qos.parquet"
+        )
+    except CollectionStopped as error:
+        if "the host kept CPU from the gNB" not in str(error):
+            raise
+        pytest.skip(f"this host is too busy to measure: {error}")
     frame = pd.read_parquet(tmp_path / "qos.parquet")
     assert found["rows"] == len(frame) >= 4
     # 100 millicores at 60 ns per bit

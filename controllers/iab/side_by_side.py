@@ -16,7 +16,6 @@ from twin.flow.batched import Array
 MANY_SOLVERS: dict[str, ManySolver] = {
     "subset_sum": subset_sum_many,
     "local_search": local_search_many,
-    "best": local_search_many,
 }
 
 

@@ -37,6 +37,7 @@ from twin.types import Action, Kpi, Observation, Outcome
 # The host counts as overloaded when more than this share of the intervals was late or saturated.
 OVERLOAD_INTERVALS_RATIO = 0.05
 MAX_HOST_CPU_RATIO = 0.95
+_DERIVED = frozenset((*DERIVED, *backhaul.DERIVED))
 _COMMIT_ROWS = 20_000
 _COMMIT_EVERY_S = 0.5
 # Of an interval, at most this part is spent waiting for decisions.
@@ -212,7 +213,7 @@ class Episode:
         observed = session.advance(until_s)
         length_s, self.time_s = until_s - self.time_s, until_s
         self._done += 1
-        kpis = [kpi for kpi in observed.kpis if kpi.name not in (*DERIVED, *backhaul.DERIVED)]
+        kpis = [kpi for kpi in observed.kpis if kpi.name not in _DERIVED]
         if not all(math.isfinite(kpi.value) for kpi in kpis):
             kpis = self._finite(kpis)
         if not self._deterministic:

@@ -296,7 +296,7 @@ def table(rows: list[dict], reference: str) -> str:
     for variant, label in pairs:
         mine = [row for row in rows if (row["variant"], row["label"]) == (variant, label)]
         others = BASELINES if reference == label else (*BASELINES, reference)
-        head = ["nodes", "load", "K"]
+        head = ["nodes", "load", "K", "topologies"]
         for criterion in CRITERIA:
             head += [criterion, *(f"over {other}, %" for other in others)]
         head += ["gap to LP bound, %", "worst", "gap to MILP bound, %"]
@@ -307,7 +307,7 @@ def table(rows: list[dict], reference: str) -> str:
         ]
         lines += [f"| {' | '.join(head)} |", f"| {' | '.join('---' for _ in head)} |"]
         for row in mine:
-            cells = [str(row["nodes"]), row["load"], str(row["k_paths"])]
+            cells = [str(row["nodes"]), row["load"], str(row["k_paths"]), str(row["topologies"])]
             for criterion in CRITERIA:
                 cells += [f"{row[criterion][0]:.3f}" if criterion in row else "refused"]
                 cells += [cell(row, f"{criterion} over {other}, %", ".1f") for other in others]

@@ -84,9 +84,17 @@ def execute(
     # The backend needs the folder and the id of the run, so its parts are looked for first.
     build = make_backend(scenario.fidelity)
     with RunStore.create(runs, scenario.name) as store:
-        backend = build(run_id=store.run_id, folder=store.path, captures=captures, progress=progress.phase)
+        backend = build(
+            run_id=store.run_id,
+            folder=store.path,
+            captures=captures,
+            progress=progress.phase,
+            sdn_app=scenario.sdn_app,
+        )
         result = run(scenario, _Watched(backend, progress.at), scenario.controllers, store, extra=extra)
     warnings: list[str] = []
+    if scenario.sdn_app is not None and scenario.fidelity != "emulation":
+        warnings.append(f"the SDN application {scenario.sdn_app} runs in emulation only; paths are the scenario's own")
     assertions = _check(scenario, result, warnings)
     _report(result.path, warnings)
     return Finished(result, assertions, tuple(warnings))

@@ -104,6 +104,7 @@ def resolve(source: Source) -> Scenario:
     if topology is None:
         raise ScenarioFileError(problems)
     controllers = _controllers(source, document, topology, names, problems)
+    sdn_app = _sdn_app(source, document, problems)
     events = EventReader(source, document, topology)
     actions = events.read()
     problems += events.problems
@@ -123,10 +124,28 @@ def resolve(source: Source) -> Scenario:
         duration_s=document.duration,
         interval_s=document.interval,
         time_compression=document.time_compression,
+        sdn_app=sdn_app,
         fidelity=document.fidelity,
         source=source.file,
         document=document_data(document),
     )
+
+
+def _sdn_app(source: Source, document: ScenarioFile, problems: list[Problem]) -> str | None:
+    """The application's file, absolute, or its module; a file that is not there is a problem."""
+    if document.sdn is None:
+        return None
+    app = document.sdn.app
+    if not app.endswith(".py") and "/" not in app:
+        if not all(part.isidentifier() for part in app.split(".")):
+            text = f"sdn app: must be a file that ends with .py or package.module, got {app!r}"
+            problems.append(source.problem(("sdn", "app"), text))
+        return app
+    path = (Path(source.file).parent / app).absolute()
+    if not (path.is_file() and app.endswith(".py")):
+        text = f"sdn app: must be a Python file that exists or package.module, got {app} (looked for at {path})"
+        problems.append(source.problem(("sdn", "app"), text))
+    return str(path)
 
 
 # --- controllers

@@ -75,7 +75,8 @@ class Scenario:
 
     ``time_compression``: traces were played this much faster. ``document`` is the scenario file as
     plain data with the overrides applied; loading it again gives the same scenario. ``source`` is the
-    path of the file.
+    path of the file. ``sdn_app``: file or module of the OpenFlow application that controls the switches in
+    emulation; None: TwinBed's own rules.
     """
 
     name: str
@@ -91,4 +92,5 @@ class Scenario:
     description: str = ""
     source: str = ""
     time_compression: float = 1.0
+    sdn_app: str | None = None
     document: Mapping[str, object] = field(default_factory=dict)

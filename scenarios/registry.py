@@ -100,7 +100,7 @@ BackendFactory = Callable[..., "Backend"]
 
 
 def make_backend(fidelity: str) -> BackendFactory:
-    """A function ``(run_id=, folder=, captures=, progress=) -> Backend`` for a fidelity.
+    """A function ``(run_id=, folder=, captures=, progress=, sdn_app=) -> Backend`` for a fidelity.
 
     MissingPartError when this host or installation cannot run it, naming every missing part.
     """
@@ -132,9 +132,16 @@ def _flow(**_: object) -> Backend:
     return FlowBackend()
 
 
-def _emulation(*, run_id: str, folder: Path, captures: Sequence[str], progress: Callable[[str], None]) -> Backend:
+def _emulation(
+    *,
+    run_id: str,
+    folder: Path,
+    captures: Sequence[str],
+    progress: Callable[[str], None],
+    sdn_app: str | None = None,
+) -> Backend:
     try:
         from twin.emulation.session import EmulationBackend
     except ImportError as error:
         raise MissingPartError(f"emulation is not possible here: {error}") from error
-    return EmulationBackend(run_id=run_id, folder=folder, captures=captures, progress=progress)
+    return EmulationBackend(run_id=run_id, folder=folder, captures=captures, progress=progress, sdn_app=sdn_app)

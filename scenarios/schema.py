@@ -635,6 +635,16 @@ AnyEvent = Annotated[
 Fidelity = Literal["flow", "packet", "emulation"]
 
 
+class SdnEntry(Strict):
+    """Who controls the switches."""
+
+    app: str = Field(
+        min_length=1,
+        description="an OpenFlow application for os-ken or Ryu that controls all switches in emulation, instead of "
+        "TwinBed's own rules: a Python file, relative to the scenario, or package.module",
+    )
+
+
 class ScenarioFile(Strict):
     """A scenario: one 5G network, what happens in it, and what is expected of it."""
 
@@ -648,6 +658,7 @@ class ScenarioFile(Strict):
     traffic: Annotated[tuple[AnyTraffic, ...], BeforeValidator(_read_list)] = Field(
         default=(), description="who sends what to whom"
     )
+    sdn: SdnEntry | None = Field(default=None, description="who controls the switches; left out: TwinBed")
     controllers: Annotated[tuple[ControllerEntry, ...], BeforeValidator(_read_list)] = Field(
         default=(), description="what scales and steers while the network runs; several may run at once"
     )

@@ -300,11 +300,7 @@ def table(rows: list[dict], reference: str) -> str:
         for criterion in CRITERIA:
             head += [criterion, *(f"over {other}, %" for other in others)]
         head += ["gap to LP bound, %", "worst", "gap to MILP bound, %"]
-        lines += [
-            "",
-            f"{label}, {variant}, {mine[0]['topologies']} topologies, {mine[0]['matrices']} traffic matrices each",
-            "",
-        ]
+        lines += ["", f"{label}, {variant}, {mine[0]['matrices']} traffic matrices per topology", ""]
         lines += [f"| {' | '.join(head)} |", f"| {' | '.join('---' for _ in head)} |"]
         for row in mine:
             cells = [str(row["nodes"]), row["load"], str(row["k_paths"]), str(row["topologies"])]

@@ -55,13 +55,13 @@ class Traffic:
         return cls(*LOADS_BPS[load], active_probability)
 
     @classmethod
-    def like(cls, network: IabNetwork) -> Traffic:
-        """From the least to the largest demand of a network.
+    def like(cls, network: IabNetwork, rates_bps: Sequence[float] = ()) -> Traffic:
+        """From the least to the largest demand of a network, or of ``rates_bps`` where there are some.
 
         Rounded outwards to twentieths of the largest capacity, so that most traffic matrices of one
         topology have the same range.
         """
-        demands = [flow.demand_bps for flow in network.flows if flow.demand_bps > 0]
+        demands = [rate for rate in rates_bps or network.demand_bps().tolist() if rate > 0]
         if not demands:
             raise PathSearchError("demand: every flow of the network has 0 bit/s, so there is nothing to learn from")
         unit = float(network.capacity_bps().max()) / 20

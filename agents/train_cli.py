@@ -69,8 +69,8 @@ def train(
     from agents.phaul import CHECKPOINT, progress_line
     from scenarios.runs import dumps
 
-    network = _network(scenario)
-    traffic = Traffic.like(network) if demand is Demand.LIKE else Traffic.of_load(demand.value)
+    network, rates = _network(scenario)
+    traffic = Traffic.like(network, rates) if demand is Demand.LIKE else Traffic.of_load(demand.value)
     traffic = replace(traffic, active_probability=active)
     from agents.phaul_training import Training, train
     from agents.training_record import Record
@@ -104,13 +104,13 @@ def train(
         print_rows([found], found)
 
 
-def _network(scenario: str) -> IabNetwork:
-    """The IAB network of a network file or a scenario."""
+def _network(scenario: str) -> tuple[IabNetwork, list[float]]:
+    """The IAB network of a network file or a scenario, and the rates in bit/s that a scenario's sources send."""
     from controllers.iab.problem import SolveError
     from topologies.iab import read_network
 
     if scenario.endswith(".json"):
-        return read_network(Path(scenario))
+        return read_network(Path(scenario)), []
     from scenarios.loader import load_scenario
     from scenarios.registry import find_scenario
     from topologies.backhaul import to_network
@@ -118,7 +118,4 @@ def _network(scenario: str) -> IabNetwork:
     loaded = load_scenario(find_scenario(scenario))
     if not loaded.topology.backhaul:
         raise SolveError(f"{scenario}: has no backhaul flows, so there are no paths to learn")
-    demand: dict[str, float] = {}
-    for source in loaded.load.backhaul:
-        demand[source.flow] = max((item.rate for item in source.activities), default=0.0)
-    return to_network(loaded.topology, demand or None)
+    return to_network(loaded.topology), [item.rate for one in loaded.load.backhaul for item in one.activities]

@@ -91,7 +91,7 @@ def decision_times(topologies: int) -> dict[str, float]:
 
 def table(rows: list[dict[str, float]]) -> str:
     """Markdown."""
-    head = ["nodes", "broken", "γ"]
+    head = ["nodes", "broken", "gamma"]
     head += [f"{name} {evaluations}" for evaluations in BUDGETS for name in ("local", "prior")]
     lines = [head, ["---"] * len(head)]
     for row in rows:

@@ -82,6 +82,7 @@ class _Search:
         self.begin_s = time.perf_counter()
         self.problem, self.rng, self.options = problem, rng, options
         self.bound = problem.beta_thresh * (1 - options.margin)
+        self.haste = 1.0
         self.evaluations = 0
         self.best: Tensor | None = None
         self.best_cost = float("inf")
@@ -99,8 +100,9 @@ class _Search:
     def solution(self) -> Solution:
         self._descend(self.options.outer)
         if self.best is None and self._least_excess() < 0.5:
-            # Nearly feasible: the margin is given up and the multipliers get time to grow.
+            # Nearly feasible: the margin is given up, and the multipliers grow faster and longer.
             self.bound = self.problem.beta_thresh * (1 - 2e-4)
+            self.haste = 10.0
             self._descend(2 * self.options.outer)
         if self.best is not None:
             self._polish()
@@ -207,9 +209,9 @@ class _Search:
                 hit = (self._draw(found) <= demand.threshold).float().mean(-1)
                 strict.append((found.weights * hit).sum(-1) @ share)
             excess = torch.stack(strict, -1) - self.bound
-            self.multiplier = (self.multiplier + self.options.dual_rate * excess).clamp_min(0)
+            self.multiplier = (self.multiplier + self.haste * self.options.dual_rate * excess).clamp_min(0)
             over = self.u.sum(-2) - 1
-            self.prices = (self.prices + self.options.capacity_rate * over).clamp_min(0)
+            self.prices = (self.prices + self.haste * self.options.capacity_rate * over).clamp_min(0)
         self._record(self.u)
         self._note(outer, rho, self.u)
 

@@ -1,0 +1,175 @@
+"""Solvers on a small slice model: the strict definition, the optimum, shared capacities, the rivals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from controllers.microopt import bayesian, gradient, interior_point
+from controllers.microopt.problem import Problem, ProblemError, SliceDemand
+from controllers.microopt.registry import SOLVERS
+from controllers.microopt.slice_data import SliceModelError
+from controllers.microopt.slice_model import SliceModel
+from controllers.microopt.traffic import Traffic, constant, normal
+from tests.controllers.microopt.models import small_model
+
+CAPACITY = {"cpu_millicores": 1000.0, "bandwidth_mbps": 25.0}
+ETA = {"cpu_millicores": 1 / 1000, "bandwidth_mbps": 1 / 25}
+
+
+@pytest.fixture(scope="module")
+def model() -> SliceModel:
+    return small_model()
+
+
+def problem(model: SliceModel, traffic: Traffic, q: float, beta: float, **more: Any) -> Problem:
+    return Problem((SliceDemand(model, traffic, q, beta),), CAPACITY, ETA, **more)
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def sampled(stated: Problem, allocation: dict[str, float], draws: int = 200_000) -> float:
+    u = torch.tensor([[list(allocation.values())]]) / stated.scale
+    return float(stated.sampled_beta(u, draws, np.random.default_rng(9))[0, 0])
+
+
+@pytest.mark.parametrize("traffic", [constant(2), constant(4), normal(3, 0.7, low=1, high=5)])
+@pytest.mark.parametrize(("q", "beta"), [(3.0, 0.3), (4.0, 0.1)])
+def test_microopt_is_feasible_and_near_the_optimum(model: SliceModel, traffic: Traffic, q: float, beta: float) -> None:
+    stated = problem(model, traffic, q, beta)
+    ours, best = SOLVERS["microopt"](stated, rng()), SOLVERS["grid"](stated, rng())
+    assert ours.feasible and best.feasible
+    assert ours.expected_beta <= beta
+    assert sampled(stated, ours.allocation) <= beta
+    assert best.cost - 1e-3 <= ours.cost <= best.cost * 1.01
+    # Not wasteful: on the boundary, unless the least of everything will do.
+    at_the_least = ours.allocation == pytest.approx({"cpu_millicores": 100, "bandwidth_mbps": 2.5})
+    assert ours.expected_beta >= 0.95 * beta or at_the_least
+    assert ours.cost == pytest.approx(sum(ETA[name] * value for name, value in ours.allocation.items()), rel=1e-4)
+    assert ours.trace[-1]["cost"] == pytest.approx(ours.cost, rel=0.01)
+
+
+def test_closed_form_agrees_with_drawing(model: SliceModel) -> None:
+    stated = problem(model, normal(3, 0.7, low=1, high=5), 4, 0.1)
+    u = torch.tensor([[[0.5, 0.6]], [[0.8, 0.7]]])
+    exact = stated.expected_beta(u, 1024)[:, 0]
+    drawn = stated.sampled_beta(u, 400_000, rng())[:, 0]
+    assert exact.tolist() == pytest.approx(drawn.tolist(), abs=0.004)
+
+
+def test_thresholds_that_nothing_can_meet(model: SliceModel) -> None:
+    stated = problem(model, constant(5), 12, 0.1)
+    for name in ("microopt", "grid"):
+        found = SOLVERS[name](stated, rng())
+        assert not found.feasible
+        assert "E[beta] 1 above 0.1" in found.reason
+        # Served best is who gets all.
+        assert found.allocation == pytest.approx(CAPACITY)
+
+
+def test_two_slices_share_what_there_is(model: SliceModel) -> None:
+    slices = (SliceDemand(model, constant(2), 4, 0.1), SliceDemand(model, constant(3), 3, 0.2))
+    free = SOLVERS["microopt"](Problem(slices, {"cpu_millicores": 2000, "bandwidth_mbps": 50}, ETA), rng())
+    assert free.feasible
+    alone = [SOLVERS["microopt"](Problem((part,), CAPACITY, ETA), rng()).cost for part in slices]
+    assert free.cost == pytest.approx(sum(alone), rel=0.01)
+    # A link that is just too narrow for both must be shared otherwise, at a price in CPU.
+    tight = Problem(slices, {"cpu_millicores": 2000, "bandwidth_mbps": 0.99 * free.allocation["bandwidth_mbps"]}, ETA)
+    found, best = SOLVERS["microopt"](tight, rng()), SOLVERS["grid"](tight, rng())
+    assert best.feasible and found.feasible
+    assert found.allocation["bandwidth_mbps"] <= tight.capacity["bandwidth_mbps"] * (1 + 1e-5)
+    assert free.cost <= found.cost <= best.cost * 1.005
+    assert all(part.expected_beta <= part.beta_thresh for part in found.slices)
+
+
+def test_capacity_that_cannot_be_kept(model: SliceModel) -> None:
+    stated = replace(problem(model, constant(4), 4, 0.1), capacity=CAPACITY | {"bandwidth_mbps": 8.0})
+    found = SOLVERS["microopt"](stated, rng())
+    assert not found.feasible
+    assert found.allocation["bandwidth_mbps"] <= 8.0 * (1 + 1e-5)
+
+
+def test_a_warm_start_and_new_thresholds_need_no_training(model: SliceModel) -> None:
+    first = gradient.solve(problem(model, constant(3), 4, 0.1), rng())
+    changed = problem(model, constant(3), 3, 0.3)
+    warm = torch.tensor([list(first.allocation.values())]) / changed.scale
+    quick = gradient.Options(candidates=32, starts=2, outer=6, inner=4)
+    found = gradient.solve(changed, rng(), options=quick, warm=warm)
+    assert found.feasible
+    assert found.cost < first.cost
+    assert found.cost <= SOLVERS["grid"](changed, rng()).cost * 1.02
+
+
+def test_ablation(model: SliceModel) -> None:
+    stated = problem(model, constant(3), 4, 0.1)
+    zero, two = SOLVERS["microopt_0sigma"](stated, rng()), SOLVERS["microopt_2sigma"](stated, rng())
+    ours = SOLVERS["microopt"](stated, rng())
+    assert zero.cost < ours.cost < two.cost
+    assert zero.expected_beta == pytest.approx(0.5, abs=0.05) and not zero.feasible
+    assert two.expected_beta == pytest.approx(0.023, abs=0.01) and two.feasible
+
+
+def test_peak_alloc_is_for_five_users_whatever_comes(model: SliceModel) -> None:
+    one = SOLVERS["peak_alloc"](problem(model, constant(1), 3, 0.3), rng())
+    four = SOLVERS["peak_alloc"](problem(model, constant(4), 3, 0.3), rng())
+    assert one.allocation == four.allocation
+    assert one.expected_beta <= four.expected_beta <= 0.05
+
+
+@pytest.mark.parametrize("name", ["atlas", "cadrl"])
+def test_rivals_find_something_feasible_and_dearer(model: SliceModel, name: str) -> None:
+    traffic = normal(3, 0.5, low=1, high=5)
+    stated = problem(model, traffic, 3, 0.2)
+    solve: Any = {
+        "atlas": lambda part, plus: (bayesian.atlas_plus if plus else bayesian.atlas)(
+            part, rng(), bayesian.Options(rounds=25, pool=2000, first_fit_steps=150, dual_rate=0.5)
+        ),
+        "cadrl": lambda part, plus: (interior_point.cadrl_plus if plus else interior_point.cadrl)(
+            part, rng(), interior_point.Options(iterations=60)
+        ),
+    }[name]
+    plain, plus = solve(stated, False), solve(stated, True)
+    best = SOLVERS["grid"](stated, rng())
+    assert (plain.solver, plus.solver) == (name, f"{name}_plus")
+    assert plain.feasible and plus.feasible
+    # Who knows the peak only pays for it; nobody is below the optimum.
+    assert best.cost <= plus.cost * 1.001 and best.cost <= plain.cost * 1.001
+    assert plain.expected_beta < 0.05
+    assert plus.cost < 1.9
+    again = solve(stated, True)
+    assert again.allocation == plus.allocation
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"beta_thresh": 0.0}, "beta must be between 0 and 1, got 0"),
+        ({"q_thresh": float("nan")}, "q-thresh must be a positive number, got nan"),
+        ({"qos": "delay_s"}, "delay_s"),
+        ({"slice_name": "nobody"}, "nobody"),
+    ],
+)
+def test_bad_demands(model: SliceModel, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(SliceModelError, match=message):
+        SliceDemand(**{"model": model, "traffic": constant(3), "q_thresh": 4.0, "beta_thresh": 0.1} | change)
+
+
+def test_bad_problems(model: SliceModel) -> None:
+    demand = SliceDemand(model, constant(3), 4, 0.1)
+    with pytest.raises(ProblemError, match="capacity: no resource 'cpu'; resources: cpu_millicores, bandwidth_mbps"):
+        Problem((demand,), {"cpu": 1.0})
+    with pytest.raises(ProblemError, match="less than the least that the models know: bandwidth_mbps 5 of 4"):
+        Problem((demand, demand), {"bandwidth_mbps": 4.0})
+
+
+def test_extrapolation_is_marked(model: SliceModel) -> None:
+    inside = SOLVERS["microopt"](problem(model, constant(3), 4, 0.1), rng())
+    beyond = SOLVERS["microopt"](problem(model, constant(8), 1, 0.1), rng())
+    assert not inside.slices[0].extrapolated
+    assert beyond.slices[0].extrapolated

@@ -26,10 +26,16 @@ class _Loader(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:  # noqa: ARG002 - replaced by the real one
         real = importlib.import_module(self._real)
-        for name in [name for name in vars(real) if name.startswith("OSKen")]:
-            setattr(real, "Ryu" + name.removeprefix("OSKen"), getattr(real, name))
+        _add_ryu_names()
         # The import system returns what is in sys.modules: both names mean one module, so classes are the same.
         sys.modules[self._alias] = real
+
+
+def _add_ryu_names() -> None:
+    """Give every module of os-ken that is loaded Ryu's names; ``from ryu.base import app_manager`` finds one there."""
+    for module in [module for name, module in sys.modules.items() if name.partition(".")[0] == "os_ken"]:
+        for name in [name for name in vars(module) if name.startswith("OSKen")]:
+            setattr(module, "Ryu" + name.removeprefix("OSKen"), getattr(module, name))
 
 
 class _Finder(importlib.abc.MetaPathFinder):
@@ -51,3 +57,6 @@ def install() -> None:
     """From now on, in this process, ``ryu`` means os-ken."""
     if not any(isinstance(one, _Finder) for one in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
+    for name in ("base.app_manager", "exception"):
+        importlib.import_module(f"os_ken.{name}")
+    _add_ryu_names()

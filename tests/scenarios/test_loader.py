@@ -4,7 +4,7 @@ import pytest
 
 from scenarios.errors import ScenarioFileError
 from scenarios.loader import load_scenario
-from scenarios.registry import LIBRARY, library_names
+from scenarios.registry import LIBRARY, controller_names, library_names
 from tests.scenarios.scenario_text import SMALL, line_of, load_text, problems_of
 from topologies.model import App, Link, Ue, Upf
 from twin.types import Action
@@ -16,7 +16,7 @@ MISTAKES = {
         "duratoin: 20s",
         "duratoin",
         "duratoin: unknown key duratoin (did you mean duration?); allowed: name, description, topology, slicing, "
-        "slices, traffic, controllers, events, assert, seed, duration, interval, time_compression, fidelity",
+        "slices, traffic, sdn, controllers, events, assert, seed, duration, interval, time_compression, fidelity",
     ),
     "unknown key of a node": (
         "{kind: gnb}",
@@ -204,7 +204,7 @@ MISTAKES = {
         "use: rulebased",
         "rulebased",
         "controllers[0].use: no controller named rulebased (did you mean rule_based?); "
-        "known: peak_alloc, rule_based, static",
+        f"known: {', '.join(controller_names())}",
     ),
     "unknown parameter of a controller": (
         '    scope: ["slice:embb"]',
@@ -624,4 +624,4 @@ traffic:
 def test_every_library_scenario_loads(name: str) -> None:
     scenario = load_scenario(LIBRARY / f"{name}.twin.yml")
     assert scenario.name == name.replace("_", "-")
-    assert scenario.load.flows
+    assert scenario.load.flows or scenario.load.backhaul

@@ -45,7 +45,8 @@ def write(path: Path, agent: str, meta: Mapping[str, Any], arrays: Mapping[str, 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file such that a reader, or a kill at any moment, finds the old content or the new."""
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    # Always the same name, so that what a kill leaves is overwritten by the next write.
+    new = path.with_name(f".{path.name}.new")
     try:
         with new.open("wb") as file:
             file.write(content)

@@ -99,6 +99,7 @@ _HEADINGS = {
     "BackhaulEntry": "Backhaul flows",
     "BackhaulPathEntry": "A path",
     "BackhaulPathChoice": "A choice of paths",
+    "SdnEntry": "SDN controller",
     "ControllerEntry": "Controllers",
     "ScenarioFile": "The file",
 }
@@ -237,6 +238,7 @@ def scenario_page() -> str:
         *(section(model, 4, _kind(model), ("kind",)) for model in profiles),
         section(schema.BackhaulTraffic),
         *(section(model, 4, f"backhaul, {_kind(model)}", ("kind",)) for model in backhaul_profiles),
+        section(schema.SdnEntry),
         section(schema.ControllerEntry),
         "## Events\n\nThe timeline of the run. Every event has `at` and may have `label`; events are actions on "
         "[knobs](knobs.md), like those of a controller, and take effect at the first interval boundary at or after "

@@ -11,6 +11,6 @@ PAGE = [block for block in blocks(ROOT / "docs" / "microopt.md") if block.runnab
 
 def test_the_page(tmp_path: Path) -> None:
     shell = Shell(tmp_path)
-    output = "".join(shell.run(block) for block in PAGE)
+    output = "".join(shell.run(block, timeout_s=240) for block in PAGE)
     assert '"coverage"' in output
     assert {"qos.parquet", "model.pt", "mixture.pt", "surface.html"} <= {path.name for path in tmp_path.iterdir()}

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from controllers.microopt.slice_data import DELAY, THROUGHPUT, SliceModelError
+from controllers.microopt.slice_data import DELAY, ONLY_SLICE, THROUGHPUT, SliceModelError
 from controllers.microopt.slice_model import SliceModel
 
 STEPS = 41
@@ -70,11 +70,12 @@ def write_surface(model: SliceModel, path: Path, *, slice_name: str | None = Non
             seen = [i // 2 == place and (i % 2 == 0 or also) for i in range(len(traces))]
             buttons.append({"label": name + words, "method": "update", "args": [{"visible": seen}]})
     fixed = "".join(f", {UNITS[r.name]} {m:g}" for r, m in zip(rest, middle, strict=True))
-    shown = slice_name or model.slices[0]
+    name = slice_name or model.slices[0]
+    of_slice = "" if name == ONLY_SLICE else f" of slice {name}"
     figure = go.Figure(
         traces,
         {
-            "title": {"text": f"Slice {shown}, {model.kind} model: {UNITS[qos]}{fixed}", "x": 0.02},
+            "title": {"text": f"{model.kind} model{of_slice}: {UNITS[qos]}{fixed}", "x": 0.02},
             "scene": {
                 "xaxis": {"title": {"text": UNITS[first.name]}},
                 "yaxis": {"title": {"text": UNITS[second.name]}},

@@ -336,7 +336,9 @@ def main() -> int:
     rows = summary(collect(arguments), arguments.reference)
     found: dict = {"rows": rows}
     if not arguments.report_only:
-        few = list(dict.fromkeys(Rival.parse(text).solver for text in arguments.solver))
+        # Those with a folder would have to learn these networks first.
+        rivals = [Rival.parse(text) for text in arguments.solver]
+        few = list(dict.fromkeys(rival.solver for rival in rivals if rival.folder is None))
         found["short of brute force"] = against_brute_force(arguments.topologies, few)
         found["gap of optimal"] = against_optimal(
             arguments.topologies, arguments.sizes[:: len(arguments.sizes) - 1 or 1]

@@ -21,8 +21,8 @@ from twin.kpis import KPIS
 from twin.store import KpiReader
 
 MEASURED, PREDICTED = "throughput_bps", "predicted_throughput_bps"
-# What the host and the engine spend is no quantity of the network.
-_OF_THE_HOST = ("clock_lag_s", "engine_cpu_millicores", "host_cpu_ratio", "decision_time_s")
+# What the host and the engine spend, and numbers that are names, have no relative error.
+_LEFT_OUT = ("clock_lag_s", "engine_cpu_millicores", "host_cpu_ratio", "decision_time_s", "path_index")
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def between_runs(one: Path, other: Path, *, skip_s: float) -> Gap:
         common = set(second.names())
         rows = []
         for entity, name in first.names():
-            if (entity, name) not in common or name in _OF_THE_HOST:
+            if (entity, name) not in common or name in _LEFT_OUT:
                 continue
             reference, measured = (_value(reader, entity, name, skip_s) for reader in (first, second))
             if reference is not None and measured is not None:

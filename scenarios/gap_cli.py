@@ -27,7 +27,7 @@ def gap(
     ],
     skip: Annotated[str, typer.Option(metavar="TIME", help="leave out the beginning, while rates settle")] = "3s",
     kpis: Annotated[list[str] | None, typer.Option("--kpi", metavar="NAME", help="only this KPI; repeatable")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="rows of every entity, not of flows only")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="every row, not the throughput of flows only")] = False,
     within: Annotated[
         float | None,
         typer.Option(
@@ -118,9 +118,10 @@ def _run_both(name: str, duration: str | None, runs: Path) -> tuple[list[Path], 
 def _print(
     reference: str, measured: str, summary: list[dict[str, Any]], rows: tuple[dict[str, Any], ...], *, everything: bool
 ) -> None:
+    from scenarios.gap import MEASURED
     from scenarios.tables import print_rows
 
-    shown = [row for row in rows if everything or row["entity"].startswith("flow:")]
+    shown = [row for row in rows if everything or (row["entity"].startswith("flow:") and row["kpi"] == MEASURED)]
     print(f"reference: {reference}\nmeasured:  {measured}")
     print_rows(summary, ("kpi", "unit", "entities", "median", "p95", "largest", "where"), title="relative error")
     if shown:

@@ -21,7 +21,11 @@ class ExitCode(IntEnum):
         "success; of a run: VALID, and every assertion holds; of two (--slicing both): the worse of both, "
         "with the assertions of the run with slicing only",
     )
-    FAILED = 1, "the run FAILED (network lost, disk full, controller unusable), an assertion does not hold, or a bug"
+    FAILED = (
+        1,
+        "the run FAILED (network lost, disk full, controller unusable), an assertion does not hold, "
+        "no allocation reaches the thresholds (twin slice-opt solve), or a bug",
+    )
     USAGE = 2, "bad input: unknown option or name, a mistake in a scenario or trace, no such run"
     INVALID = 3, "the run is INVALID: the host did not deliver what the scenario declares (the probes say what)"
     MISSING = 4, "the host lacks something that the command needs (twin doctor says what, and what it would unlock)"

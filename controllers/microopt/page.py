@@ -313,7 +313,8 @@ def _changing(found: Comparison, plot: Callable[[dict[str, Any]], str]) -> str:
         (f"{users:g} users, σ {sigma}" if sigma != "given" else name, {"traffic": name}) for sigma, users, name in keys
     ]
     overall: list[tuple[str, dict[str, Any]]] = [
-        (f"σ {sigma}", {"sigma": sigma}) for sigma in dict.fromkeys(sigma for sigma, _, _ in keys)
+        (f"σ {sigma}" if sigma != "given" else found.plan.traffic, {"sigma": sigma})
+        for sigma in dict.fromkeys(sigma for sigma, _, _ in keys)
     ]
     methods = _compared(found, "changing")
     q_thresh, beta = found.plan.strictest

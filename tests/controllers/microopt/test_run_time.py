@@ -52,7 +52,11 @@ slices:
     sla: {q_thresh: 4Mbps, beta_thresh: 0.3}
     resources: {ran: {prb_share: 1.0, cpu: 1000m}, transport: {bandwidth: 25Mbps}}
 traffic:
-  - {name: streaming, ues: phones, app: video, rate: 8Mbps, profile: {kind: microopt, mean: 3, sigma: 0.7, max_users: 5}}
+  - name: streaming
+    ues: phones
+    app: video
+    rate: 8Mbps
+    profile: {kind: microopt, mean: 3, sigma: 0.7, max_users: 5}
 controllers:
   - {use: microopt, interval: 5s, scope: ["slice:embb"], time_limit: 20s, params: {model: model.pt}}
 """
@@ -65,7 +69,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def made(model: Path | None, *scope: str, **params: Any) -> MicroOpt:
     context = ControllerContext(topology=TOPOLOGY, scope=scope or ("slice:embb",), interval_s=5.0, seed=1)
-    return MicroOpt(context, **({} if model is None else {"model": str(model)}), **params)
+    return MicroOpt(context, model=None if model is None else str(model), **params)
 
 
 def seen(time_s: float, users: float, quality_mbps: float, **more: float) -> Observation:

@@ -128,10 +128,12 @@ def test_rivals_find_something_feasible_and_dearer(model: SliceModel, name: str)
     stated = problem(model, traffic, 3, 0.2)
     solve: Any = {
         "atlas": lambda part, plus: (bayesian.atlas_plus if plus else bayesian.atlas)(
-            part, rng(), bayesian.Options(rounds=25, pool=2000, first_fit_steps=150, dual_rate=0.5)
+            part,
+            rng(),
+            bayesian.Options(rounds=12, parallel=8, pool=1000, first_fit_steps=120, fit_steps=15, dual_rate=0.5),
         ),
         "cadrl": lambda part, plus: (interior_point.cadrl_plus if plus else interior_point.cadrl)(
-            part, rng(), interior_point.Options(iterations=60)
+            part, rng(), interior_point.Options(iterations=40, batch=64, epochs=6)
         ),
     }[name]
     plain, plus = solve(stated, False), solve(stated, True)
@@ -157,7 +159,7 @@ def test_rivals_find_something_feasible_and_dearer(model: SliceModel, name: str)
 )
 def test_bad_demands(model: SliceModel, change: dict[str, Any], message: str) -> None:
     with pytest.raises(SliceModelError, match=message):
-        SliceDemand(**{"model": model, "traffic": constant(3), "q_thresh": 4.0, "beta_thresh": 0.1} | change)
+        replace(SliceDemand(model, constant(3), 4.0, 0.1), **change)
 
 
 def test_bad_problems(model: SliceModel) -> None:

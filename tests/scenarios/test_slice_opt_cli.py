@@ -1,0 +1,131 @@
+"""``twin slice-opt``: what it prints, exit codes, errors in one line, and the page."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controllers.microopt.registry import SOLVERS
+from scenarios.cli import main
+from scenarios.exit_codes import ExitCode
+from scenarios.slice_opt_cli import Solver
+from tests.controllers.microopt.models import saved
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(saved(tmp_path_factory.mktemp("model")))
+
+
+def twin(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = main(["slice-opt", *arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_every_solver_has_a_name() -> None:
+    assert [solver.value for solver in Solver] == list(SOLVERS)
+
+
+def test_solve(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--model", model, "--traffic", "constant:3", "--q-thresh", "4", "--beta", "0.1", "--format", "json"]
+    code, out, err = twin(capsys, "solve", *arguments)
+    assert code == ExitCode.OK, err
+    found: dict[str, Any] = json.loads(out)
+    assert {"allocation", "cost", "expected_beta", "time_s", "feasible", "trace"} <= set(found)
+    assert set(found["allocation"]) == {"cpu_millicores", "bandwidth_mbps"}
+    assert found["feasible"] and 0.09 <= found["expected_beta"] <= 0.1
+    cost = found["allocation"]["cpu_millicores"] / 4500 + found["allocation"]["bandwidth_mbps"] / 50
+    assert found["cost"] == pytest.approx(cost, rel=1e-4)
+    code, out, _ = twin(capsys, "solve", *arguments, "--solver", "grid")
+    assert found["cost"] <= json.loads(out)["cost"] * 1.01
+
+
+def test_slices_share(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = twin(
+        capsys,
+        *("solve", "--model", model, "--traffic", "constant:2", "--traffic", "normal:3:0.5"),
+        *("--q-thresh", "3", "--beta", "0.2", "--beta", "0.1", "--capacity", "bandwidth_mbps=30", "--format", "json"),
+    )
+    assert code == ExitCode.OK, err
+    found = json.loads(out)
+    assert [part["beta_thresh"] for part in found["slices"]] == [0.2, 0.1]
+    assert found["allocation"]["bandwidth_mbps"] <= 30
+    total = sum(part["allocation"]["bandwidth_mbps"] for part in found["slices"])
+    assert found["allocation"]["bandwidth_mbps"] == pytest.approx(total)
+
+
+def test_nothing_can_meet_the_thresholds(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--model", model, "--traffic", "constant:5", "--q-thresh", "20", "--beta", "0.1")
+    code, out, _ = twin(capsys, "solve", *arguments, "--format", "json")
+    assert code == ExitCode.FAILED
+    found = json.loads(out)
+    assert not found["feasible"] and "above 0.1" in found["reason"]
+    assert found["allocation"]["bandwidth_mbps"] == pytest.approx(25)
+    code, out, _ = twin(capsys, "solve", *arguments)
+    assert code == ExitCode.FAILED
+    assert "infeasible: embb: E[beta] 1 above 0.1; this is the least bad allocation found" in out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--traffic": "some"}, "traffic must be one of constant:N"),
+        ({"--beta": "1.5"}, "beta must be between 0 and 1, got 1.5"),
+        ({"--q-thresh": "-1"}, "q-thresh must be a positive number, got -1"),
+        ({"--capacity": "cpu=3"}, "capacity: no resource 'cpu'; resources: cpu_millicores, bandwidth_mbps"),
+        ({"--capacity": "cpu"}, "--capacity must be RESOURCE=NUMBER, got 'cpu'"),
+        ({"--slice": "urllc"}, "urllc"),
+        ({"--qos": "delay_s"}, "delay_s"),
+        ({"--model": "/no/such.pt"}, "/no/such.pt: cannot be read"),
+        ({"--solver": "magic"}, "magic"),
+    ],
+)
+def test_bad_input(change: dict[str, str], message: str, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    given = {"--model": model, "--traffic": "constant:3", "--q-thresh": "4", "--beta": "0.1"} | change
+    code, out, err = twin(capsys, "solve", *(word for pair in given.items() for word in pair))
+    assert code == ExitCode.USAGE
+    assert message in err and "Traceback" not in err and err.count("\n") == 1
+    assert not out
+
+
+def test_as_many_as_slices(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    beta = [word for value in ("0.1", "0.2", "0.3") for word in ("--beta", value)]
+    traffic = ["--traffic", "constant:3", "--traffic", "constant:2"]
+    code, _, err = twin(capsys, "solve", "--model", model, *traffic, "--q-thresh", "4", *beta)
+    assert code == ExitCode.USAGE
+    assert "--traffic: give one, or one per slice (3), got 2" in err
+
+
+def test_compare_writes_a_page_that_opens_offline(
+    model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    page = tmp_path / "report.html"
+    code, out, err = twin(
+        capsys,
+        *("compare", "--model", model, "--out", str(page), "--traffic", "normal:3:0.5", "--seeds", "2"),
+        *("--methods", "peak_alloc,microopt_0sigma", "--q-thresh", "4", "--beta", "0.1", "--users", "3"),
+        *("--format", "json"),
+    )
+    assert code == ExitCode.OK, err
+    rows = {(row["traffic"], row["method"]): row for row in json.loads(out)["methods"]}
+    assert set(rows) == {
+        *(("constant", name) for name in ("microopt", "grid", "peak_alloc", "microopt_0sigma")),
+        *(("changing", name) for name in ("microopt", "grid", "peak_alloc")),
+    }
+    assert rows["constant", "microopt"]["feasible_percent"] == 100
+    assert rows["constant", "peak_alloc"]["microopt_saves_percent"] > 10
+    assert rows["constant", "microopt_0sigma"]["feasible_percent"] == 0
+    text = page.read_text()
+    assert "Table I" in text and text.count('class="plot"') == 8
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=\"http", text)
+
+
+def test_compare_names_the_solvers(model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, _, err = twin(capsys, "compare", "--model", model, "--out", str(tmp_path / "x.html"), "--methods", "atlass")
+    assert code == ExitCode.USAGE
+    assert "no solver named atlass (did you mean atlas?)" in err

@@ -109,6 +109,8 @@ def _one_slice(problem: Problem) -> tuple[Tensor, int, list[dict[str, object]]]:
         evaluations += tried.shape[0]
         cost = tried @ problem.price
         feasible = beta <= bound + shift
+        if not bool(feasible.any()) and best is not None:
+            return _checked(problem, best.unsqueeze(0), bound).unsqueeze(0), evaluations, levels
         if not bool(feasible.any()):
             # Nothing is feasible: the least bad point, the cheapest of equals.
             place = int((beta + 1e-6 * cost).argmin())

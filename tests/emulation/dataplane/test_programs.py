@@ -302,6 +302,38 @@ def test_programs_end_quietly_and_take_over_a_stale_socket(start: Start) -> None
     assert not path.exists()
 
 
+def test_backhaul_sends_what_is_asked_and_counts_what_arrives(start: Start) -> None:
+    """On loopback nothing limits: a schedule, a change of rate, numbered packets both ways, refusals."""
+    port = free_port(socket.SOCK_STREAM)
+    sink = start("backhaul", key="sink", role="sink", bind=HOST, port=port, flows={"f": HOST})
+    source = start("backhaul", key="source", role="source", bind=HOST, sink=[HOST, port], mtu=1496)
+    source.call("schedule", epoch_ns=time.monotonic_ns(), steps=[[0.0, 4e6], [0.6, 0.0]])
+    wait_until(lambda: source.call("stats")["rate"] == 4e6)
+    wait_until(lambda: source.call("stats")["rate"] == 0)
+    wait_until(lambda: sink.call("stats")["flows"]["f"]["rx_bytes"] > 0.95 * 300_000)
+    assert source.call("stats")["offered_bytes"] == pytest.approx(300_000, rel=0.01)
+    assert sink.call("stats")["flows"]["f"]["rx_bytes"] <= 1.01 * 300_000
+    assert "nothing has arrived from it yet" in sink.ask("numbers", flow="f", rate=1e5)["error"]
+    source.call("numbers", rate=4e5, packet_bytes=200)
+    wait_until(lambda: sink.call("stats")["flows"]["f"]["numbers"]["rx_packets"] > 20)
+    sink.call("numbers", flow="f", rate=4e5, packet_bytes=200)
+    wait_until(lambda: source.call("stats")["numbers"]["rx_packets"] > 20)
+    source.call("numbers", rate=0)
+    wait_until(
+        lambda: (
+            sink.call("stats")["flows"]["f"]["numbers"]["rx_packets"] == source.call("stats")["numbers"]["tx_packets"]
+        )
+    )
+    assert sink.call("stats")["flows"]["f"]["numbers"]["missing"] == 0
+    for program, op, arguments, words in (
+        (source, "rate", {"rate": -1}, "rate: must be in"),
+        (source, "schedule", {"epoch_ns": 0, "steps": [[0, -5]]}, "steps: rates must be in"),
+        (source, "schedule", {"epoch_ns": 0, "steps": [7]}, "steps: must be pairs of time_s and rate, got 7"),
+        (sink, "numbers", {"flow": "g", "rate": 1}, "no flow 'g'; flows: f"),
+    ):
+        assert words in program.ask(op, **arguments)["error"]
+
+
 @pytest.mark.parametrize(
     ("program", "config", "words"),
     [
@@ -318,6 +350,22 @@ def test_programs_end_quietly_and_take_over_a_stale_socket(start: Start) -> None
         ("app_request", {"node": "a", "cpu_ms_per_request": -1}, "cpu_ms_per_request: must be in"),
         ("app_stream", {"node": "a", "port": 99999}, "port: must be in [1, 65535], got 99999"),
         ("traffic", {"node": 5}, "node: must be str, got 5"),
+        ("backhaul", {"role": "both"}, "role: must be source or sink, got 'both'"),
+        (
+            "backhaul",
+            {"role": "source", "node": "s", "bind": HOST, "sink": [HOST, 7], "mtu": 5},
+            "mtu: must be in [576",
+        ),
+        (
+            "backhaul",
+            {"role": "sink", "node": "k", "bind": HOST, "port": 0, "flows": {}},
+            "port: must be in [1, 65535]",
+        ),
+        (
+            "backhaul",
+            {"role": "sink", "node": "k", "bind": HOST, "port": 9, "flows": []},
+            "flows: must be dict, got []",
+        ),
         ("traffic", [1], "must hold one JSON object, got list"),
         ("traffic", None, "Expecting value"),
     ],

@@ -318,7 +318,10 @@ class Source:
         no_more(request, "epoch_ns", "steps")
         epoch_ns = int(number(request, "epoch_ns", 0, 1 << 63))
         steps = []
-        for time_s, rate_bps in value(request, "steps", list):
+        for step in value(request, "steps", list):
+            if not (isinstance(step, list) and len(step) == 2 and all(isinstance(one, (int, float)) for one in step)):
+                raise Refused(f"steps: must be pairs of time_s and rate, got {step!r}")
+            time_s, rate_bps = step
             if not 0 <= rate_bps <= MAX_RATE_BPS:
                 raise Refused(f"steps: rates must be in [0, {MAX_RATE_BPS:g}] bit/s, got {rate_bps}")
             steps.append((epoch_ns + int(time_s * 1e9), float(rate_bps)))

@@ -7,12 +7,14 @@ everything else by the agent that wrote it.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
 import json
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,30 @@ def write_whole(path: Path, content: bytes) -> None:
     except OSError as error:
         new.unlink(missing_ok=True)
         raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def sole_writer(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Make ``folder`` and keep other trainings out of it; a kill sets it free.
+
+    With ``wait``, until another one has ended; else CheckpointError while there is one, and always when
+    the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be made: {error.strerror}") from None
+    try:
+        # Some network file systems have no locks, and are no reason not to train.
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise CheckpointError(f"{folder}: another training writes there now") from None
+        yield
+    finally:
+        os.close(held)
 
 
 def read(path: Path, agent: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:

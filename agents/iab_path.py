@@ -29,6 +29,8 @@ Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 # J is at most 2; what is nearer than this is there but for rounding.
 _ROUNDING = 1e-9
+# Beyond every efficiency and fairness: the minus and plus infinity of lines 13 and 14, but a checkpoint holds it.
+_BEYOND = 1e300
 
 
 class PathSearchError(SolveError):
@@ -216,7 +218,7 @@ class PathSearches:
         self.efficiency, self.fairness, self.objective = np.zeros(count), np.zeros(count), np.zeros(count)
         self.best_objective, self.best_efficiency, self.best_fairness = (np.zeros(count) for _ in range(3))
         # Running bounds of equation 5, line 13 and 14: least and largest, efficiency and fairness.
-        self.least, self.largest = np.full((2, count), np.inf), np.full((2, count), -np.inf)
+        self.least, self.largest = np.full((2, count), _BEYOND), np.full((2, count), -_BEYOND)
         self._stacked()
 
     def _stacked(self) -> None:
@@ -251,7 +253,7 @@ class PathSearches:
         self.allocation[where] = one.first_index if mine is None else [space.first_index for space in mine]
         self.slots[where] = one.first_slot if mine is None else [space.first_slot for space in mine]
         self.step_count[where] = self.refused[where] = 0
-        self.least[:, where], self.largest[:, where] = np.inf, -np.inf
+        self.least[:, where], self.largest[:, where] = _BEYOND, -_BEYOND
         self._offered = self.demand_bps.sum(axis=1)
         self._active = (self.demand_bps > 0).sum(axis=1)
         self._masks: Flags | None = None
@@ -339,13 +341,18 @@ class PathSearches:
         return found.reshape(self.count, -1)
 
     def masks(self) -> Flags:
-        """Which actions name a path of a flow with demand, shape (B, F * 2 K); all where none does."""
+        """Which actions change something, shape (B, 2 K F): they name another path of a flow with demand.
+
+        All actions where none does.
+        """
         if self._masks is None:
             allowed = self.spaces[0].allowed if self.shared else np.stack([space.allowed for space in self.spaces])
-            found = (allowed & (self.demand_bps > 0)[:, None, :]).reshape(self.count, -1)
-            found[~found.any(axis=1)] = True
-            self._masks = found
-        return self._masks
+            self._masks = allowed & (self.demand_bps > 0)[:, None, :]
+        found = self._masks.copy()
+        np.put_along_axis(found, self.slots[:, None, :], False, axis=1)
+        found = found.reshape(self.count, -1)
+        found[~found.any(axis=1)] = True
+        return found
 
     def _evaluate(self, rows: Integers) -> None:
         """Rates and criteria (``EffectiveRates``, equations 1 to 3) of some rows."""

@@ -168,14 +168,15 @@ def search(
         space, len(demand_bps), gamma=policy.gamma if gamma is None else gamma, episode_steps=steps or 10**9
     )
     searches.restart(demand_bps)
-    closed = np.where(searches.masks() if policy.masking else True, np.float32(0), np.float32(-np.inf))
     for _ in range(steps or policy.episode_steps):
         if (searches.best_objective >= 2 - 1e-9).all():
             break
         logits = policy.logits(searches.observation())
+        if policy.masking:
+            logits[~searches.masks()] = -np.inf
         noise = np.maximum(rng.standard_exponential(logits.shape, dtype=np.float32), _TINY)
         # The argmax of logits plus Gumbel noise, -log of an exponential, is a draw from their softmax.
-        searches.step(np.argmax(logits - np.log(noise) + closed, axis=1))
+        searches.step(np.argmax(logits - np.log(noise), axis=1))
     return searches
 
 
@@ -210,18 +211,25 @@ def _trained(problem: PathProblem) -> PhaulPolicy:
     traffic = Traffic.like(problem.network)
     key = f"{fingerprint(problem.network)} {problem.gamma!r} {traffic} {TRAINING_STEPS} {checkpoint.VERSION}"
     folder = cache_folder() / hashlib.sha256(key.encode()).hexdigest()[:24]
-    if (folder / CHECKPOINT).is_file():
-        try:
-            return read_policy(folder)
-        except CheckpointError as error:
-            print(f"{error}; training again", file=sys.stderr)
-    from agents.phaul_training import Training, train
+    with checkpoint.sole_writer(folder, wait=True):
+        begun = False
+        if (folder / CHECKPOINT).is_file():
+            try:
+                meta, arrays = checkpoint.read(folder / CHECKPOINT, AGENT)
+                policy = policy_of(meta, arrays, str(folder / CHECKPOINT))
+                # What an interrupted training left is no policy yet.
+                begun = meta["steps_done"] < TRAINING_STEPS
+                if not begun:
+                    return policy
+            except CheckpointError as error:
+                print(f"{error}; training again", file=sys.stderr)
+        from agents.phaul_training import Training, train
 
-    plan = Training(problem.network, traffic, gamma=problem.gamma)
-    print(f"phaul: no --policy given, training {TRAINING_STEPS} steps on this topology", file=sys.stderr)
-    policy = train(plan, folder, progress=_line)
-    print(f"phaul: kept in {folder}", file=sys.stderr)
-    return policy
+        plan = Training(problem.network, traffic, gamma=problem.gamma, steps=TRAINING_STEPS)
+        print(f"phaul: no --policy given, training {TRAINING_STEPS} steps on this topology", file=sys.stderr)
+        policy = train(plan, folder, resume=begun, progress=_line)
+        print(f"phaul: kept in {folder}", file=sys.stderr)
+        return policy
 
 
 def _line(row: Row) -> None:

@@ -312,6 +312,16 @@ def train(
         torch.set_num_threads(before[2])
 
 
+def read_resumable(plan: Training, folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Description and arrays of the checkpoint in ``folder``; CheckpointError where its training was not ``plan``."""
+    meta, arrays = checkpoint.read(folder / CHECKPOINT, AGENT)
+    for name, value in plan.meta().items():
+        if meta.get(name) != value:
+            shown = "" if name in ("network", "flows") else f": {meta.get(name)}, not {value}"
+            raise CheckpointError(f"{folder / CHECKPOINT}: cannot be resumed, {name} was another{shown}")
+    return meta, arrays
+
+
 def _train(plan: Training, folder: Path | None, resume: bool, progress: Callable[[Row], None]) -> PhaulPolicy:
     environment = SearchVecEnv(plan)
     algorithm = MaskablePPO if plan.masking else PPO
@@ -321,12 +331,7 @@ def _train(plan: Training, folder: Path | None, resume: bool, progress: Callable
     if resume:
         if folder is None:
             raise CheckpointError("resume: needs the folder of a training")
-        meta, arrays = checkpoint.read(folder / CHECKPOINT, AGENT)
-        for name, value in plan.meta().items():
-            if meta.get(name) != value:
-                shown = "" if name in ("network", "flows") else f": {meta.get(name)}, not {value}"
-                raise CheckpointError(f"{where}: cannot be resumed, {name} was another{shown}")
-        run.restore(meta, arrays, where)
+        run.restore(*read_resumable(plan, folder), where)
     elif folder is not None:
         run.save(folder)
     while model.num_timesteps < plan.steps:

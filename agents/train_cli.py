@@ -72,12 +72,10 @@ def train(
     network, rates = _network(scenario)
     traffic = Traffic.like(network, rates) if demand is Demand.LIKE else Traffic.of_load(demand.value)
     traffic = replace(traffic, active_probability=active)
-    from agents.phaul_training import Training, train
+    from agents.phaul_training import Training, read_resumable, train
     from agents.training_record import Record
 
     plan = Training(network, traffic, gamma, steps, search_steps, seed, across, masking)
-    if (out / CHECKPOINT).exists() and not resume:
-        raise checkpoint.CheckpointError(f"--out {out}: has a checkpoint already; --resume goes on with it")
     if resume and not (out / CHECKPOINT).exists():
         raise checkpoint.CheckpointError(f"--resume: no checkpoint in {out}")
     begin_s = time.perf_counter()
@@ -85,10 +83,16 @@ def train(
     def progress(row: Row) -> None:
         print(progress_line(row), file=sys.stderr)
 
-    with Record(out, scenario, agent.value, plan) as record:
-        train(plan, out, resume=resume, progress=progress)
-        elapsed_s = time.perf_counter() - begin_s
-        record.finish(elapsed_s)
+    with checkpoint.sole_writer(out):
+        # Before the manifest of the training that is there is replaced.
+        if resume:
+            read_resumable(plan, out)
+        elif (out / CHECKPOINT).exists():
+            raise checkpoint.CheckpointError(f"--out {out}: has a checkpoint already; --resume goes on with it")
+        with Record(out, scenario, agent.value, plan) as record:
+            train(plan, out, resume=resume, progress=progress)
+            elapsed_s = time.perf_counter() - begin_s
+            record.finish(elapsed_s)
     found: dict[str, Any] = {
         "checkpoint": str(out / CHECKPOINT),
         "curve": str(out / "curve.html"),

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from agents.checkpoint import CheckpointError, write_whole
+from agents.checkpoint import write_whole
 from agents.phaul import CHECKPOINT
 from scenarios.manifest import origin
 
@@ -31,7 +31,7 @@ _UNITS = {
 class Record:
     """The manifest of a training: ``status`` is RUNNING, then DONE, or FAILED where it ended early.
 
-    A manifest that says RUNNING without its process is of a training that was killed.
+    ``folder`` exists. A manifest that says RUNNING without its process is of a training that was killed.
     """
 
     def __init__(self, folder: Path, source: str, agent: str, plan: Training) -> None:
@@ -51,10 +51,6 @@ class Record:
         self._content["versions"] = {**self._content["versions"], **_versions()}
 
     def __enter__(self) -> Self:
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(f"--out {self._folder}: cannot be made: {error.strerror}") from None
         self._write()
         return self
 

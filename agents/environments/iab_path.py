@@ -286,8 +286,8 @@ class IabPathEnv(gymnasium.Env[Vector, np.int64]):
         return tuple(f"flow:{name} slot {slot}" for slot in range(self.space.slots) for name in self.space.names)
 
     def action_masks(self) -> Flags:
-        """Which actions name a path of a flow with demand, shape (actions,); for maskable agents."""
-        masks: Flags = self._world.searches.masks()[0].copy()
+        """Which actions give a flow with demand another path, shape (actions,); for maskable agents."""
+        masks: Flags = self._world.searches.masks()[0]
         return masks
 
     @property
@@ -409,8 +409,8 @@ class IabPathVectorEnv(VectorEnv[Vector, NDArray[np.int64], NDArray[Any]]):
         return observation_names(self.space)
 
     def action_masks(self) -> Flags:
-        """Which actions name a path of a flow with demand, shape (num_envs, actions)."""
-        return self.searches.masks().copy()
+        """Which actions give a flow with demand another path, shape (num_envs, actions)."""
+        return self.searches.masks()
 
     def reset(
         self,

@@ -99,7 +99,7 @@ def test_terminates_where_everything_is_carried_and_is_truncated_after_the_steps
         assert truncated.tolist() == [False, n == 2]
 
 
-def test_masks_name_paths_of_flows_with_demand() -> None:
+def test_masks_name_other_paths_of_flows_with_demand() -> None:
     space = PathSpace(generate(20, k_paths=3, seed=4))
     searches = PathSearches(space, 1)
     demand = Traffic(1e8, 2e8, 0.4).draw(np.random.default_rng(3), (1, space.flows))
@@ -108,7 +108,9 @@ def test_masks_name_paths_of_flows_with_demand() -> None:
     for action in np.flatnonzero(searches.masks()[0]):
         slot, flow = divmod(int(action), space.flows)
         assert demand[0, flow] > 0 and space.index_of[flow, slot] >= 0
-        searches.step(np.array([action]))
+        if searches.masks()[0, action]:
+            searches.step(np.array([action]))
+            assert not searches.masks()[0, action]
         assert searches.allocation[0, flow] == space.index_of[flow, slot]
     assert searches.refused[0] == 0
 

@@ -14,6 +14,7 @@ import pytest
 
 pytest.importorskip("sb3_contrib")
 
+from agents.checkpoint import sole_writer
 from agents.phaul import CHECKPOINT, read_policy
 from scenarios.cli import main
 from scenarios.exit_codes import ExitCode
@@ -127,6 +128,70 @@ def test_killed_and_resumed_is_as_if_nothing_had_happened(network: str, tmp_path
     assert main(["train", network, "--steps", "8192", "--out", str(whole), *SMALL]) == ExitCode.OK
     assert (killed / CHECKPOINT).read_bytes() == (whole / CHECKPOINT).read_bytes()
     assert (killed / "curve.csv").read_bytes() == (whole / "curve.csv").read_bytes()
+
+
+@pytest.mark.parametrize("episode_steps", ["32", "300"])
+def test_stopped_where_episodes_begin_is_resumed(episode_steps: str, network: str, tmp_path: Path) -> None:
+    """Every search has just begun: after 256 steps of 32 a search, and before the first step of all."""
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    options = ("--search-steps", episode_steps, "--steps")
+    if episode_steps == "300":
+        one = start(network, stopped, "--search-steps", "300")
+        deadline_s = time.monotonic() + 120
+        try:
+            while not (stopped / "curve.csv").exists():
+                assert one.poll() is None and time.monotonic() < deadline_s
+                time.sleep(0.001)
+            os.kill(one.pid, signal.SIGKILL)
+        finally:
+            one.kill()
+            one.wait()
+        options = ("--seed", "1", *options)
+    else:
+        assert main(["train", network, "--out", str(stopped), *options, "2048"]) == ExitCode.OK
+        read_policy(stopped)
+    assert main(["train", network, "--out", str(stopped), *options, "4096", "--resume"]) == ExitCode.OK
+    assert main(["train", network, "--out", str(whole), *options, "4096"]) == ExitCode.OK
+    assert (stopped / CHECKPOINT).read_bytes() == (whole / CHECKPOINT).read_bytes()
+
+
+def test_one_training_at_a_time_in_a_folder(network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    with sole_writer(out):
+        code, printed, error = twin(capsys, "train", network, "--out", str(out), *SMALL)
+    assert code == ExitCode.USAGE and printed == ""
+    assert error == f"{out}: another training writes there now\n"
+    assert not list(out.iterdir())
+
+
+def test_a_refused_resume_leaves_the_manifest(network: str, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (trained / "manifest.json").read_bytes()
+    code, _, error = twin(capsys, "train", network, "--out", str(trained), "--resume", *SMALL[:3], "2")
+    assert code == ExitCode.USAGE and "seed was another: 1, not 2" in error
+    assert (trained / "manifest.json").read_bytes() == before
+
+
+def test_an_interrupted_training_of_solve_is_no_policy(
+    network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("iab", "solve", network, "--controller", "phaul", "--format", "json")
+    monkeypatch.setattr("agents.phaul.TRAINING_STEPS", 4096)
+
+    def interrupt(row: object) -> None:
+        raise KeyboardInterrupt
+
+    found = []
+    for name, line in (("whole", None), ("stopped", interrupt)):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+        if line is not None:
+            with monkeypatch.context() as patch:
+                patch.setattr("agents.phaul._line", line)
+                # Between the first row and its checkpoint.
+                assert twin(capsys, *arguments)[0] == ExitCode.SIGINT
+        code, printed, progress = twin(capsys, *arguments)
+        assert code == ExitCode.OK and "   4096 steps" in progress, progress
+        found.append(json.loads(printed)["allocation"])
+    assert found[0] == found[1]
 
 
 def test_mistakes_are_one_line(network: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

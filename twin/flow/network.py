@@ -18,10 +18,10 @@ from topologies.paths import Route, default_path, parse_path, path_links, servin
 from twin.backend import BackendError
 from twin.flow import constants as c
 from twin.load import Direction, Flow, Load
-from twin.ran import nr
 from twin.ran.channel import Channel, carrier_bandwidth_hz, scripted_cqi
 
 Array = NDArray[np.float64]
+NOWHERE = -1
 _MIB = 2**20
 
 
@@ -104,20 +104,26 @@ class Wired:
     """The wired resources: ``usage`` of shape (resources, lanes) in units of capacity per bit/s of IP.
 
     Each has one queue, first in, first out, for all lanes that use it. A slice's transport limit has
-    a queue of its own; links and CPUs are shared by the slices.
+    a queue of its own; links and CPUs are shared by the slices. ``crossed``: where usage is above 0.
+    ``places``: number of each resource, which stays while rows come and go; ``row_at``: row of each
+    place, ``NOWHERE`` for one that no lane crosses now, and of ``NOWHERE`` itself.
     """
 
     names: tuple[tuple[str, ...], ...]
     usage: Array
     capacity: Array
+    crossed: NDArray[np.bool_]
+    places: NDArray[np.int64]
+    row_at: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Way:
-    """What does not depend on load, per lane: shape (lanes,) each."""
+    """What does not depend on load, per lane: shape (lanes,) each; ``lossy``: numbers of those that lose."""
 
     delay_s: Array
     survival: Array
+    lossy: NDArray[np.int64]
     blocked: NDArray[np.bool_]
     jitters: tuple[tuple[float, NDArray[np.bool_]], ...]
 
@@ -137,6 +143,8 @@ class Network:
         """Raises BackendError when a flow has no way from its UE to its application."""
         self.topology = topology
         self.load = load
+        self.version = 0
+        self.place_names: list[tuple[str, ...]] = []
         try:
             self._build(topology, load, seed)
         except TopologyError as error:
@@ -223,6 +231,7 @@ class Network:
 
     def changed(self) -> None:
         """Recompute everything that depends on state; called after actions."""
+        self.version += 1
         self.hops = tuple(self._hops(lane) for lane in self.lanes)
         self.way = self._way()
         self.wired = self._wired()
@@ -274,7 +283,8 @@ class Network:
             mask = np.zeros(len(self.lanes), dtype=bool)
             mask[numbers] = True
             masks.append((self.links[name].jitter_s, mask))
-        return Way(np.array(delay), np.array(survival), np.array(blocked, dtype=bool), tuple(masks))
+        lossy = np.flatnonzero(np.array(survival) < 1)
+        return Way(np.array(delay), np.array(survival), lossy, np.array(blocked, dtype=bool), tuple(masks))
 
     def _wired(self) -> Wired:
         rows: dict[tuple[str, ...], dict[int, float]] = {}
@@ -304,7 +314,16 @@ class Network:
         usage = np.zeros((len(rows), len(self.lanes)))
         for row, cells in enumerate(rows.values()):
             usage[row, list(cells)] = list(cells.values())
-        return Wired(tuple(rows), usage, np.array([capacity[name] for name in rows]))
+        known = {name: place for place, name in enumerate(self.place_names)}
+        for name in rows:
+            if name not in known:
+                known[name] = len(known)
+                self.place_names.append(name)
+        places = np.array([known[name] for name in rows], dtype=np.int64)
+        row_at = np.full(len(known) + 1, NOWHERE, dtype=np.int64)
+        row_at[places] = np.arange(len(rows))
+        limits = np.array([capacity[name] for name in rows])
+        return Wired(tuple(rows), usage, limits, usage > 0, places, row_at)
 
     def process_cpus(self, node: str) -> float:
         """CPUs that the one-threaded program of a node can have."""
@@ -328,12 +347,6 @@ class Network:
         """CPUs that a pool's program can have: it has one thread."""
         limit = self.pool_millicores(pool)
         return min(limit if limit is not None else c.PROCESS_MILLICORES, c.PROCESS_MILLICORES) / 1000
-
-    def bits_per_prb_s(self, gnb: str, cqi: int, prbs: float) -> float:
-        """bit/s of one PRB when a UE gets about ``prbs`` of them (TS 38.214 §5.1.3.2 by twin.ran.nr)."""
-        node = self.gnbs[gnb]
-        whole = min(max(1, round(prbs)), 275)
-        return c.SLOTS_PER_S * nr.bits_per_slot(cqi, whole, subcarrier_khz=node.subcarrier_khz) / whole
 
     def new_routes(self, state: SliceState, text: str) -> dict[str, Route]:
         """The routes of a slice over these switches; TopologyError when a gNB has none such."""

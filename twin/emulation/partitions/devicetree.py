@@ -119,7 +119,7 @@ def blob(root: Node) -> bytes:
     return struct.pack(">10I", *header) + bytes(16) + bytes(structure) + bytes(names)
 
 
-def _encoded(value: None | bytes | str | Sequence[int] | Sequence[str]) -> bytes:
+def _encoded(value: bytes | str | Sequence[int] | Sequence[str] | None) -> bytes:
     if value is None:
         return b""
     if isinstance(value, bytes):

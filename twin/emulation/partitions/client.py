@@ -97,8 +97,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="vmanctl", description="Manage the partitions of a vmand.", allow_abbrev=False
     )
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--name", default=DEFAULT_NAME, help="of the daemon (default: %(default)s)")
-    which.add_argument("--socket", type=Path, help="of the daemon")
+    which.add_argument("--daemon", default=DEFAULT_NAME, help="name of the daemon (default: %(default)s)")
+    which.add_argument("--socket", type=Path, help="socket of the daemon")
     parser.add_argument("--format", choices=("text", "json"), default="text")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS.values():
@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fields = COMMANDS[options.command].fields
     args = {field.name: getattr(options, field.name) for field in fields if getattr(options, field.name) is not None}
     try:
-        with Client(options.socket or socket_path(options.name)) as client:
+        with Client(options.socket or socket_path(options.daemon)) as client:
             answer = client.call(options.command, args)
     except VmanError as error:
         if options.format == "json":

@@ -48,9 +48,9 @@ def partition_tree(cores: int, memory_mib: int, slots: int, *, rng_seed: bytes, 
             f"cpu@{number:x}": {
                 "phandle": [_FIRST_CPU + number],
                 "reg": [number],
-                "enable-method": "psci",
                 "compatible": f"arm,{cpu}",
                 "device_type": "cpu",
+                **({"enable-method": "psci"} if cores > 1 else {}),
             }
             for number in range(cores)
         },

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import os
+import select
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ OVERHEAD_MIB = 256
 # What an emulated processor loses most time with, and isolates nothing in a machine of its own.
 KERNEL_OPTIONS = (
     "console=ttyAMA0 panic=-1 loglevel=4 nokaslr mitigations=off init_on_alloc=0 rodata=off audit=0 lsm= "
-    "cryptomgr.notests rcupdate.rcu_expedited=1"
+    "cryptomgr.notests rcupdate.rcu_expedited=1 cma=0"
 )
 _LARGE_MIB = 3000  # beyond, the machine's memory reaches over 4 GiB
 _CONSOLE_BYTES = 16384
@@ -124,7 +125,7 @@ class Machine:
         self._console = bytearray()
         self._writer: asyncio.StreamWriter | None = None
         self._answers: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue(16)
-        self._pidfd = -1
+        self._pidfd = os.pidfd_open(pid)
         self._adopted = False  # its hello may have been said to an earlier daemon
 
     @classmethod
@@ -164,13 +165,18 @@ class Machine:
         cls, label: str, place: Place, pid: int, ticks: int, ended: Callable[[Machine, str], None]
     ) -> Machine | None:
         """The machine that an earlier daemon started; None when it is gone."""
-        if start_ticks(pid) != ticks:
+        try:
+            machine = cls(label, place, pid, ticks, ended)
+        except ProcessLookupError:
             return None
-        machine = cls(label, place, pid, ticks, ended)
+        if start_ticks(pid) != ticks:  # asked with the descriptor held: the pid cannot change hands now
+            machine._close_pidfd()
+            return None
         machine._adopted = True
         try:
             await machine._attach()
         except RequestError:
+            machine._close_pidfd()
             return None
         return machine
 
@@ -190,7 +196,6 @@ class Machine:
                 if asyncio.get_running_loop().time() > deadline:
                     raise RequestError("EIO", f"partition {self.label}: QEMU does not answer") from None
                 await asyncio.sleep(_POLL_S)
-        self._pidfd = os.pidfd_open(self.pid)
         asyncio.get_running_loop().add_reader(self._pidfd, self._process_ended)
         self._tasks = [asyncio.create_task(self._follow_events()), asyncio.create_task(self._follow_channel())]
 
@@ -276,24 +281,19 @@ class Machine:
             with contextlib.suppress(asyncio.CancelledError, QMPError, OSError):
                 await task
         self._tasks = []
-        if self._pidfd >= 0:
-            asyncio.get_running_loop().remove_reader(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = -1
-        with contextlib.suppress(QMPError, OSError, EOFError):
-            await self._qmp.disconnect()
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None and (self.alive or self._process.poll() is None):
             # The guest stays when we end: not our child to wait for any more.
             self._process.returncode = 0
+        self._close_pidfd()
+        with contextlib.suppress(QMPError, OSError, EOFError):
+            await self._qmp.disconnect()
 
     # --- what happens by itself -----------------------------------------------------------------------
 
     @property
     def alive(self) -> bool:
-        """True while the QEMU process exists."""
-        if self._process is not None and self._process.poll() is not None:
-            return False
-        return start_ticks(self.pid) == self.ticks
+        """True until the last thread of QEMU has ended: before, it may still hold its TAP."""
+        return self._pidfd >= 0 and not select.select([self._pidfd], [], [], 0)[0]
 
     @property
     def end_reason(self) -> str | None:
@@ -320,10 +320,16 @@ class Machine:
             ended, self._ended = self._ended, None
             ended(self, reason)
 
+    def _close_pidfd(self) -> None:
+        if self._pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+
     def _process_ended(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        self._pidfd = -1
+        if self._process is not None:
+            self._process.poll()
+        self._close_pidfd()
         self._finish(f"QEMU ended: {self.last_words()}")
 
     async def _follow_events(self) -> None:

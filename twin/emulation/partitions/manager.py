@@ -403,8 +403,9 @@ class Manager:
             with suppress(TimeoutError):
                 await asyncio.wait_for(machine.news.wait(), _BOOT_POLL_S if not runtime else 0.5)
         console = await self._end(partition, machine, f"did not boot: {reason}")
-        last = next((line.strip() for line in reversed(console.splitlines()) if line.strip()), "")
-        said = f"the console ends with: {last}" if last else "nothing on the console"
+        lines = [line.strip() for line in console.splitlines() if line.strip()]
+        panics = [line for line in lines if "panic" in line]
+        said = f"the console says: {(panics or lines)[-1]}" if lines else "nothing on the console"
         raise RequestError(kind, f"partition {partition.id} did not boot: {reason}; {said}", console=console)
 
     async def _reboot(self, args: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,13 +40,11 @@ def partition_host() -> None:
 def guest_image(partition_host: None) -> Path:  # noqa: ARG001
     """Folder of the guest image, built when it is not there."""
     folder = image_folder()
-    done = subprocess.run(
-        [sys.executable, ROOT / "qemu-images" / "build.py", "--out", folder],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, ROOT / "qemu-images" / "build.py", "--out", folder]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
+        assert done.stderr.startswith("guest image: "), done.stderr
         _absent(done.stderr.strip())
     return folder
 

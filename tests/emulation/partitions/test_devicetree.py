@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from twin.emulation.partitions.devicetree import MAX_CORES, blob, partition_tree
+from twin.emulation.partitions.devicetree import MAX_CORES, blob, partition_tree, trimmed
 
 # Numbers of nodes are each tree's own; rng-seed is random; the clock node has another phandle.
 _OWN = {"phandle", "interrupt-parent", "clocks", "rng-seed", "kaslr-seed", "ranges", "cpu-map"}
@@ -84,3 +84,15 @@ def test_compiler_accepts_it() -> None:
 def test_sizes_that_the_machine_does_not_have(cores: int, slots: int) -> None:
     with pytest.raises(ValueError, match="must be in"):
         partition_tree(cores, 128, slots, rng_seed=bytes(32))
+
+
+def test_trimmed() -> None:
+    data = blob(partition_tree(1, 128, 2, rng_seed=bytes(32)))
+    roomy = data[:4] + struct.pack(">I", 1 << 20) + data[8:] + bytes((1 << 20) - len(data))
+    assert trimmed(roomy) == trimmed(data) == data
+
+
+@pytest.mark.parametrize("data", [b"", bytes(100), b"\xd0\x0d\xfe\xed" + b"\xff" * 36])
+def test_not_a_blob(data: bytes) -> None:
+    with pytest.raises(ValueError, match="header"):
+        trimmed(data)

@@ -16,6 +16,7 @@ MEMORY_START = 0x4000_0000
 VIRTIO_SLOTS = 32
 MAX_CORES = 8
 """Processors of a GICv2 machine."""
+MAX_BLOB_BYTES = 1_000_000
 _UART, _VIRTIO, _GIC_DISTRIBUTOR, _GIC_CPU = 0x0900_0000, 0x0A00_0000, 0x0800_0000, 0x0801_0000
 _GIC, _CLOCK, _FIRST_CPU = 1, 2, 16  # phandles
 _SHARED, _PRIVATE, _EDGE_RISING, _LEVEL_HIGH = 0, 1, 1, 4
@@ -117,6 +118,24 @@ def blob(root: Node) -> bytes:
     total = start + len(structure) + len(names)
     header = (_MAGIC, total, start, start + len(structure), 40, 17, 16, 0, len(names), len(structure))
     return struct.pack(">10I", *header) + bytes(16) + bytes(structure) + bytes(names)
+
+
+def trimmed(data: bytes) -> bytes:
+    """A blob without the room it may have after its last block. Raises ValueError when it is not a blob.
+
+    QEMU writes blobs of 1 MiB and doubles what it loads; a kernel silently ends on more than 2 MiB.
+    """
+    if len(data) < 40:
+        raise ValueError("shorter than its header")
+    header = list(struct.unpack_from(">10I", data))
+    magic, total, structure, strings, *_, strings_size, structure_size = header
+    end = max(structure + structure_size, strings + strings_size)
+    if magic != _MAGIC or not 40 <= end <= min(total, len(data)):
+        raise ValueError("no header of version 17")
+    if end > MAX_BLOB_BYTES:
+        raise ValueError(f"more than {MAX_BLOB_BYTES} bytes")
+    header[1] = end
+    return struct.pack(">10I", *header) + data[40:end]
 
 
 def _encoded(value: bytes | str | Sequence[int] | Sequence[str] | None) -> bytes:

@@ -341,13 +341,19 @@ class Manager:
             kernel = image.kernel
         initramfs = rootfs if kind == "initramfs" else image.initramfs if image else None
         dtb = _file(args["dtb"], "dtb")
-        if dtb is not None and dtb.read_bytes()[:4] != b"\xd0\x0d\xfe\xed":
-            raise RequestError("EINVAL", f"dtb must be a device tree blob (dtc -O dtb makes one), got {dtb}")
-        if dtb is None:
-            slots = 3 if kind == "disk" else 2
-            tree = devicetree.partition_tree(partition.cores, partition.memory_mib, slots, rng_seed=os.urandom(32))
-            dtb = self._place(partition).folder / "partition.dtb"
-            dtb.write_bytes(devicetree.blob(tree))
+        slots = 3 if kind == "disk" else 2
+        try:
+            if dtb is not None:
+                tree = devicetree.trimmed(dtb.read_bytes())
+            else:
+                cores, memory_mib = partition.cores, partition.memory_mib
+                tree = devicetree.blob(devicetree.partition_tree(cores, memory_mib, slots, rng_seed=os.urandom(32)))
+        except ValueError as error:
+            raise RequestError(
+                "EINVAL", f"dtb must be a device tree blob (dtc -O dtb makes one), got {dtb}: {error}"
+            ) from None
+        dtb = self._place(partition).folder / "partition.dtb"
+        dtb.write_bytes(tree)
         settings = {
             "name": partition.name,
             "ip": partition.address,
@@ -404,8 +410,8 @@ class Manager:
                 await asyncio.wait_for(machine.news.wait(), _BOOT_POLL_S if not runtime else 0.5)
         console = await self._end(partition, machine, f"did not boot: {reason}")
         lines = [line.strip() for line in console.splitlines() if line.strip()]
-        panics = [line for line in lines if "panic" in line]
-        said = f"the console says: {(panics or lines)[-1]}" if lines else "nothing on the console"
+        panics = [line for line in lines if "Kernel panic" in line]
+        said = f"the console says: {[*panics[:1], *lines[-1:]][0]}" if lines else "nothing on the console"
         raise RequestError(kind, f"partition {partition.id} did not boot: {reason}; {said}", console=console)
 
     async def _reboot(self, args: Mapping[str, Any]) -> dict[str, Any]:
@@ -635,8 +641,10 @@ class Manager:
             found["booted"] = machine.hello is not None
             found["guest_resets"] = machine.guest_resets
             found["metrics"] = machine.metrics
-            found["vcpu_threads"] = await machine.vcpu_threads()
+            found["vcpu_threads"] = []
             found["console"] = await machine.console_tail()
+            with suppress(RequestError):  # it is ending at this moment
+                found["vcpu_threads"] = await machine.vcpu_threads()
         return found
 
     def _partition(self, args: Mapping[str, Any]) -> Partition:

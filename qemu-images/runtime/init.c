@@ -179,6 +179,8 @@ static void become(const char *device)
     umount2("/sys", MNT_DETACH);
     if (chdir("/root") || mount(".", "/", NULL, MS_MOVE, NULL) || chroot(".") || chdir("/"))
         complain("root file system %s: %s", device, strerror(errno));
+    /* This program may be the init there too, and must not go over again. */
+    setenv("TWINBED_ROOT", device, 1);
     execl("/sbin/init", "/sbin/init", (char *)NULL);
     complain("root file system %s: /sbin/init: %s", device, strerror(errno));
 }
@@ -195,7 +197,7 @@ int main(void)
     setting("name", guest_name, sizeof guest_name);
     load_modules();
     char value[1024];
-    if (setting("root", value, sizeof value)) {
+    if (!getenv("TWINBED_ROOT") && setting("root", value, sizeof value)) {
         become(value);
         for (;;)
             pause();

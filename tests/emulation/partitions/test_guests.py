@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -346,6 +347,30 @@ def test_users_own_kernel_tree_and_initramfs(
         info = client.call("info", {"id": one})
         assert (info["state"], info["deployment"]["runtime"]) == ("DEPLOYED", False)
         daemon.http(info["address"])
+
+
+def test_users_own_disk(daemon: Daemon, partition: Callable[..., int], guest_image: Path, tmp_path: Path) -> None:
+    if not shutil.which("mke2fs"):
+        pytest.skip("mke2fs is not installed")
+    for folder in ("dev", "proc", "sys", "sbin"):
+        (tmp_path / "root" / folder).mkdir(parents=True)
+    archive = (guest_image / "initramfs").read_bytes()
+    head = archive.index(b"init\0") - 110
+    size = int(archive[head + 54 : head + 62], 16)
+    start = (head + 110 + 5 + 3) & ~3
+    init = tmp_path / "root" / "sbin" / "init"
+    init.write_bytes(archive[start : start + size])
+    init.chmod(0o755)
+    disk = tmp_path / "disk.ext4"
+    command = ["mke2fs", "-q", "-t", "ext4", "-d", str(tmp_path / "root"), str(disk), "8M"]
+    subprocess.run(command, check=True, capture_output=True, timeout=30)
+    before = disk.read_bytes()
+    one = partition(name="on-disk")
+    with daemon.client() as client:
+        client.call("deploy", {"id": one, "rootfs": str(disk)})
+        assert daemon.http(client.call("info", {"id": one})["address"]).startswith("on-disk up ")
+        client.call("shutdown", {"id": one})
+    assert disk.read_bytes() == before
 
 
 class TestCritical:

@@ -146,6 +146,7 @@ def measure(repeat: int) -> dict[str, list[float]]:
         for _ in range(repeat):
             number, seconds = first_answer(server)
             found.setdefault("first answer, 1 partition", []).append(seconds)
+            found.setdefault("CPU time of that", []).append(server.call("info", id=number)["cpu_used_s"])
             remove(server, number)
         for _ in range(max(1, repeat // 2)):
             begin = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import socket
@@ -16,7 +17,7 @@ import pytest
 
 from tests.emulation.partitions.conftest import Daemon
 from twin.emulation.gc import collect
-from twin.emulation.partitions.client import Client, VmanError
+from twin.emulation.partitions.client import Client, NoDaemonError, VmanError
 from twin.emulation.partitions.protocol import COMMANDS, MAX_LINE_BYTES
 
 pytestmark = pytest.mark.emulation
@@ -217,6 +218,39 @@ def test_restart_keeps_partitions_and_gc_removes_them(make_daemon: Make) -> None
     daemon.start()  # anew
     with daemon.client() as client:
         assert client.call("list") == {"partitions": []}
+
+
+def test_killed_at_any_moment(make_daemon: Make) -> None:
+    daemon = make_daemon()
+    rng = random.Random(3)
+
+    def churn() -> None:
+        with contextlib.suppress(NoDaemonError), daemon.client() as client:
+            while True:
+                number = client.call("create-partition", {"cores": 1, "memory_mib": 64})["id"]
+                client.call("create-partition", {"cores": 1, "memory_mib": 64})
+                client.call("destroy-partition", {"id": number})
+                client.call("destroy-partition", {"id": number + 1})
+
+    for _ in range(8):
+        thread = threading.Thread(target=churn)
+        thread.start()
+        threading.Event().wait(rng.uniform(0.02, 0.2))
+        daemon.kill()
+        thread.join()
+        daemon.start()
+        with daemon.client() as client:
+            partitions = client.call("list")["partitions"]
+            numbers = {one["id"] for one in partitions}
+            assert {int(path.name[1:]) for path in groups(daemon)} == numbers
+            links = json.loads(daemon.inside("ip", "-json", "link").stdout)
+            assert {one["ifname"] for one in links if one["ifname"].startswith("tap")} == {
+                f"tap{one}" for one in numbers
+            }
+            assert {int(path.name[1:]) for path in daemon.socket.parent.glob("p*")} == numbers
+            for one in numbers:
+                client.call("destroy-partition", {"id": one})
+            assert client.call("info")["free_cores"] == 4
 
 
 def test_nothing_is_left_of_an_empty_daemon(make_daemon: Make) -> None:

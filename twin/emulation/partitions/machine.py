@@ -99,6 +99,8 @@ def command(hardware: Hardware, place: Place) -> list[str]:
     if hardware.disk is not None:
         line += ["-drive", f"file={hardware.disk},format=raw,if=none,id=disk,snapshot=on"]
         line += ["-device", "virtio-blk-device,drive=disk,bus=virtio-mmio-bus.2"]
+    # A guest that breaks out of its machine finds neither programs to start nor privileges to gain.
+    line += ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny"]
     # A guest that ends stays, stopped, until the daemon has seen it.
     return [*line, "-action", "shutdown=pause,panic=pause"]
 

@@ -483,6 +483,8 @@ class Manager:
     async def _isolate(self, partition: Partition, machine: Machine) -> None:
         threads = await machine.vcpu_threads()
         if not partition.critical:
+            # When the host runs out of memory, it is one of these that goes.
+            Path(f"/proc/{machine.pid}/oom_score_adj").write_text("500", encoding="ascii")
             if partition.reservation is not None:
                 self._reserve(partition, threads, partition.reservation, reclaim=False)
                 partition.isolation = str(partition.reservation)

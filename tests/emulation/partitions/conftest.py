@@ -90,8 +90,9 @@ class Daemon:
 
     def _reap(self) -> None:
         assert self.process is not None
-        self.process.communicate(timeout=20)
+        _, complaints = self.process.communicate(timeout=20)
         self.process = None
+        assert complaints == ""
 
     def client(self) -> Client:
         return Client(self.socket, timeout_s=60)

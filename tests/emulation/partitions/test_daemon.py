@@ -220,6 +220,26 @@ def test_restart_keeps_partitions_and_gc_removes_them(make_daemon: Make) -> None
         assert client.call("list") == {"partitions": []}
 
 
+@pytest.mark.parametrize("content", ["", "[]", '{"version": 9}', '{"version": 1, "next_id": 1, "partitions": [{}]}'])
+def test_damaged_state_is_not_taken_for_nothing(make_daemon: Make, content: str) -> None:
+    daemon = make_daemon()
+    with daemon.client() as client:
+        client.call("create-partition", {"cores": 1, "memory_mib": 64})
+    daemon.kill()
+    state = daemon.socket.parent / "state.json"
+    good = state.read_text()
+    state.write_text(content)
+    command = [sys.executable, "-m", "twin.emulation.partitions.daemon", *daemon.options]
+    done = subprocess.run(command, env=daemon.environment, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert f"cannot take over the partitions of vmand-{daemon.name}" in done.stderr
+    assert len(groups(daemon)) == 1
+    state.write_text(good)
+    daemon.start()
+    with daemon.client() as client:
+        client.call("destroy-partition", {"id": 1})
+
+
 def test_killed_at_any_moment(make_daemon: Make) -> None:
     daemon = make_daemon()
     rng = random.Random(3)

@@ -49,8 +49,8 @@ async def serve(server: EdgeServer, socket: Path, ready: asyncio.Future[Manager]
         listening = await asyncio.start_unix_server(Connections(manager).serve, socket, backlog=MAX_CLIENTS)
         socket.chmod(0o600)
     except (RequestError, CgroupError, JournalError, OSError) as error:
-        if not manager.partitions:
-            await manager.close()
+        # What is there already, guests of an earlier daemon perhaps, stays in the journal for twin gc.
+        manager.journal.close()
         raise StartError(error) from None
     ending = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

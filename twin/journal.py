@@ -6,7 +6,8 @@ a thing (``{"id": 3, "kind": "interface", "ids": {"name": "s1-eth1"}}``) or the 
 (``{"done": [3]}``). :mod:`twin.emulation.gc` removes what the files of dead runs still list.
 
 Kinds and their ids: ``container(name)``, ``bridge(name)``, ``interface(name)``, ``netns(name)``,
-``process(pid, start_ticks)``, ``cgroup(paths)``, ``mount(path)``, ``folder(path)``, ``file(path)``.
+``process(pid, start_ticks)``, ``cgroup(paths)``, ``mount(path)``, ``folder(path)``, ``file(path)``,
+``domain(name, uri)`` of libvirt.
 A qdisc goes with its interface. A ``folder`` or ``file`` is recorded only by whoever creates it. A process
 has no id before it exists: start it so that it ends with a pipe of its owner, at least until it is recorded.
 """
@@ -35,6 +36,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "mount": ("path",),
     "folder": ("path",),
     "file": ("path",),
+    "domain": ("name", "uri"),
 }
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 SUFFIX = ".jsonl"

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/reboot.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -99,6 +100,8 @@ static void obey(int port, char *line)
     size_t length = strcspn(line, " ");
     const char *value = line[length] ? line + length + 1 : "";
     line[length] = 0;
+    if (!strcmp(line, "poweroff"))
+        reboot(RB_POWER_OFF);
     for (size_t i = 0; i < sizeof settings / sizeof *settings; i++)
         if (!strcmp(line, settings[i].key))
             wrong = settings[i].set(value);

@@ -10,6 +10,7 @@
  *   relay  udp:PORT:ADDRESS:PORT or tcp:..., several joined by commas; empty stops all
  *   load   RUNTIME_US/PERIOD_US, several joined by commas; empty stops all
  *   metrics_ms  how often a metrics line is sent
+ * Only on the channel: poweroff.
  * Only on the command line: name, ip (ADDRESS/LENGTH), gateway, http (port; 0: none),
  * root (a disk with the user's own root file system, to which the guest goes over).
  */

@@ -32,6 +32,7 @@ from twin.journal import RUN_ID, SUFFIX, Journal, JournalError, default_folder, 
 
 MAX_CLIENTS = 64
 SUBNET = "10.77.0.0/24"
+_FOLLOW_S = 0.5
 _MOST_SOCKET_PATH = 100  # sun_path has 108 bytes, and partitions add a little
 
 
@@ -56,9 +57,19 @@ async def serve(server: EdgeServer, socket: Path, ready: asyncio.Future[Manager]
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ending.set)
     ready.set_result(manager)
+    following = asyncio.create_task(_follow(manager))
     await ending.wait()
+    following.cancel()
     listening.close()
     await manager.close()
+
+
+async def _follow(manager: Manager) -> None:
+    """Look from time to time at what virsh does, also while nobody asks us."""
+    while manager.libvirt is not None:
+        await asyncio.sleep(_FOLLOW_S)
+        with suppress(RequestError, CgroupError, OSError):  # the next request says it to somebody
+            await manager.follow_libvirt()
 
 
 class Connections:
@@ -158,6 +169,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--subnet", default=SUBNET, help="addresses of the partitions (default: %(default)s)")
     parser.add_argument("--image", type=Path, help="folder of the guest image (default: what make images built)")
+    parser.add_argument(
+        "--libvirt",
+        nargs="?",
+        const="qemu:///system",
+        metavar="URI",
+        help="partitions are libvirt domains, for virsh to act on (default URI: %(const)s)",
+    )
     parser.add_argument("--detach", action="store_true", help="go to the background when ready")
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     return parser
@@ -184,7 +202,7 @@ def _server(options: argparse.Namespace) -> EdgeServer:
         raise StartError(f"{PROGRAM} not found; apt-get install qemu-system-arm")
     if len(str(state_folder(options.name))) > _MOST_SOCKET_PATH - len("/p1000000/channel.sock"):
         raise StartError(f"the path of the state folder is too long for sockets: {state_folder(options.name)}")
-    return EdgeServer(options.name, cores, memory_mib, options.critical, subnet, options.image)
+    return EdgeServer(options.name, cores, memory_mib, options.critical, subnet, options.image, options.libvirt)
 
 
 async def _run(server: EdgeServer, socket: Path, ready_fd: int | None) -> None:

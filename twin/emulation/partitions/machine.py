@@ -13,7 +13,7 @@ import json
 import os
 import select
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ _TAIL_BYTES = 2000
 _START_TIMEOUT_S = 10.0
 _QMP_TIMEOUT_S = 5.0
 _POLL_S = 0.003
+_EVENTS = ("SHUTDOWN", "RESET", "GUEST_PANICKED", "STOP", "RESUME", "POWERDOWN")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,10 @@ class Machine:
         self.guest_resets = 0
         self.killed = False
         self.last_console = ""
+        self.stopper: Callable[[], Awaitable[None]] | None = None
+        """How somebody else who started the machine ends it (None: it is ours)."""
+        self.switched: Callable[[Machine, bool], None] | None = None
+        """Called when the processors of such a machine stop (False) or go on (True)."""
         self.news = asyncio.Event()  # hello, reset or end
         self._process: subprocess.Popen[bytes] | None = None
         self._ended: Callable[[Machine, str], None] | None = ended
@@ -264,8 +269,11 @@ class Machine:
         self._ended = None
         self.killed = True
         self.news.set()
+        if self.stopper is not None:
+            await self.stopper()
+            await self._gone(5.0)
         with contextlib.suppress(QMPError, OSError, TimeoutError):
-            if self._qmp.runstate == Runstate.RUNNING:
+            if self.alive and self._qmp.runstate == Runstate.RUNNING:
                 await asyncio.wait_for(self._qmp.execute("quit"), 1.0)
         await self._gone(0.3)
         if self.alive:
@@ -335,7 +343,7 @@ class Machine:
         self._finish(f"QEMU ended: {self.last_words()}")
 
     async def _follow_events(self) -> None:
-        with self._qmp.listener(["SHUTDOWN", "RESET", "GUEST_PANICKED"]) as events:
+        with self._qmp.listener(_EVENTS) as events:
             async for event in events:
                 self._heed(event)
 
@@ -345,6 +353,15 @@ class Machine:
             if data.get("guest"):
                 self.guest_resets += 1
                 self.news.set()
+        elif event["event"] in ("STOP", "RESUME"):
+            if self.switched is not None:
+                self.switched(self, event["event"] == "RESUME")
+        elif event["event"] == "POWERDOWN":
+            # A machine without ACPI has no power button: our runtime is told on its channel.
+            if self._writer is not None:
+                self._writer.write(b"poweroff\n")
+        elif self.stopper is not None:
+            pass  # whoever started it decides what a guest's end means: the end of QEMU, or a reset
         elif event["event"] == "GUEST_PANICKED":
             self._finish("the guest's kernel panicked")
         elif data.get("reason") not in ("host-qmp-quit", "host-qmp-system-reset"):

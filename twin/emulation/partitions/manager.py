@@ -15,6 +15,7 @@ import ipaddress
 import json
 import os
 import shutil
+import sys
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -26,15 +27,17 @@ from twin.emulation import cgroups
 from twin.emulation.partitions import devicetree, isolation
 from twin.emulation.partitions.images import GuestImageError, load
 from twin.emulation.partitions.isolation import IsolationError, Reservation
+from twin.emulation.partitions.libvirt import Domain, Libvirt, domain_xml
 from twin.emulation.partitions.machine import KERNEL_OPTIONS, OVERHEAD_MIB, PROGRAM, Hardware, Machine, Place
 from twin.emulation.partitions.network import BRIDGE, PartitionNetwork
-from twin.emulation.partitions.protocol import Request, RequestError
-from twin.journal import Journal
+from twin.emulation.partitions.protocol import COMMANDS, Request, RequestError, validated
+from twin.journal import Journal, start_ticks
 
 READY, DEPLOYED, SUSPENDED = "READY", "DEPLOYED", "SUSPENDED"
 _STATE_VERSION = 1
 _BOOT_POLL_S = 0.05
 _RUNTIME_KEYS = ("relay", "load", "metrics_ms")
+_DEFAULT_DEPLOYMENT = {one.name: one.default for one in COMMANDS["deploy"].fields if one.name != "id"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,8 @@ class EdgeServer:
     subnet: ipaddress.IPv4Network
     image: Path | None = None
     """Folder of the guest image (None: where ``make images`` puts it)."""
+    libvirt: str | None = None
+    """Connection URI when partitions are libvirt domains."""
 
 
 @dataclass
@@ -103,9 +108,12 @@ class Manager:
         self.network = PartitionNetwork(self.run_id, server.subnet)
         self.partitions: dict[int, Partition] = {}
         self.adopted = 0
+        self.libvirt = None if server.libvirt is None else Libvirt(server.libvirt, server.name)
         self._next_id = 1
         self._table = asyncio.Lock()  # who owns which cores, memory and addresses
         self._host_cpus = sorted(os.sched_getaffinity(0))
+        self._following = asyncio.Lock()
+        self._complained: set[tuple[str, str]] = set()
         self._pending: set[asyncio.Task[Any]] = set()
         self._commands: Mapping[str, Callable[[Mapping[str, Any]], Awaitable[dict[str, Any]]]] = {
             "create-partition": self._create,
@@ -125,6 +133,8 @@ class Manager:
 
     async def open(self) -> None:
         """Make the network, or take over what an earlier daemon left. Raises RequestError."""
+        if self.libvirt is not None:
+            await asyncio.to_thread(self.libvirt.check)
         if (self.folder / "state.json").exists():
             await self._adopt()
             return
@@ -149,6 +159,7 @@ class Manager:
     async def handle(self, request: Request) -> dict[str, Any]:
         """Carry out one request; RequestError when it is refused or fails."""
         try:
+            await self.follow_libvirt()
             return await self._commands[request.command](request.args)
         except (cgroups.CgroupError, GuestImageError, OSError) as error:
             raise RequestError("EIO", f"{request.command}: {error}") from None
@@ -181,6 +192,8 @@ class Manager:
             machine = await Machine.adopt(label, place, partition.pid, partition.ticks, self._guest_ended)
             if machine is not None and partition.state != READY:
                 partition.machine = machine
+                if self.libvirt is not None:
+                    self._share(partition, machine)
                 # The daemon may have died between QEMU's answer and its own note of it.
                 partition.state = DEPLOYED if await machine.running() else SUSPENDED
                 self.adopted += 1
@@ -221,6 +234,9 @@ class Manager:
             self._save()
             try:
                 await asyncio.to_thread(self._equip, partition)
+                if self.libvirt is not None:
+                    self.journal.record("domain", name=partition.name, uri=self.libvirt.uri)
+                    await asyncio.to_thread(self._define, partition, _DEFAULT_DEPLOYMENT, None)
             except BaseException:
                 await self._release(partition)
                 raise
@@ -260,7 +276,8 @@ class Manager:
             address=address,
             gateway=args["gateway"] or (None if args["address"] else self.network.gateway),
             bridge=args["bridge"] or BRIDGE,
-            tap=f"tap{number}",
+            # libvirt makes its TAPs in the host's namespace, where several daemons meet
+            tap=f"tap{number}" if self.libvirt is None else f"tb{digest & 0xFFFF:04x}p{number}",
             mac=f"52:54:{digest & 255:02x}:{digest >> 8 & 255:02x}:{number >> 8 & 255:02x}:{number & 255:02x}",
         )
 
@@ -271,7 +288,8 @@ class Manager:
 
     def _equip(self, partition: Partition) -> None:
         self._place(partition).folder.mkdir(exist_ok=True)
-        self.network.add_tap(partition.tap, partition.bridge)
+        if self.libvirt is None:
+            self.network.add_tap(partition.tap, partition.bridge)
         partition.group = cgroups.Cgroup.create(
             self.run_id,
             f"p{partition.id}",
@@ -285,6 +303,11 @@ class Manager:
 
     async def _release(self, partition: Partition) -> None:
         """Remove what a partition has on the host, as far as it got."""
+        if self.libvirt is not None:
+            with suppress(RequestError):  # virsh undefine was first
+                await asyncio.to_thread(self.libvirt.undefine, partition.name)
+            entries = [one for one in self.journal.entries if one.kind == "domain"]
+            self.journal.done(*(one.number for one in entries if one.ids["name"] == partition.name))
         if partition.group is not None:
             await asyncio.to_thread(partition.group.remove)
         await asyncio.to_thread(self.network.remove_tap, partition.tap)
@@ -307,10 +330,7 @@ class Manager:
         partition = self._partition(args)
         async with partition.lock:
             self._require(partition, "deployed", READY)
-            hardware, runtime = await asyncio.to_thread(self._hardware, partition, args)
-            place = self._place(partition)
-            assert partition.group is not None
-            machine = await Machine.start(str(partition.id), hardware, place, self._guest_ended)
+            machine, runtime = await self._start(partition, args)
             partition.machine, partition.pid, partition.ticks = machine, machine.pid, machine.ticks
             try:
                 self._save()
@@ -329,6 +349,108 @@ class Manager:
             await self._booted(partition, machine, args["timeout_s"])
         return {"id": partition.id}
 
+    async def _start(self, partition: Partition, args: Mapping[str, Any]) -> tuple[Machine, bool]:
+        """A new machine, and whether our VNF runtime will answer in it."""
+        if self.libvirt is not None:
+            runtime = await asyncio.to_thread(self._define, partition, args, None)
+            pid = await asyncio.to_thread(self.libvirt.start, partition.name)
+            return await self._attach(partition, pid), runtime
+        hardware, runtime = await asyncio.to_thread(self._hardware, partition, args)
+        return await Machine.start(str(partition.id), hardware, self._place(partition), self._guest_ended), runtime
+
+    # --- libvirt --------------------------------------------------------------------------------------
+
+    def _define(self, partition: Partition, args: Mapping[str, Any], uuid: str | None) -> bool:
+        assert self.libvirt is not None
+        hardware, runtime = self._hardware(partition, args)
+        known = {one.name: one.uuid for one in self.libvirt.domains()}
+        uuid = uuid or known.get(partition.name)
+        place, secure = self._place(partition), partition.critical
+        name = partition.name
+        self.libvirt.define(domain_xml(name, uuid, self.server.name, secure=secure, hardware=hardware, place=place))
+        return runtime
+
+    async def _attach(self, partition: Partition, pid: int) -> Machine:
+        """The machine that libvirt has started, on the partition's bridge and in its control group."""
+        label, ticks = str(partition.id), start_ticks(pid)
+        place = self._place(partition)
+        machine = await Machine.adopt(label, place, pid, -1 if ticks is None else ticks, self._guest_ended)
+        if machine is None:
+            raise RequestError("EIO", f"partition {partition.id}: libvirt's QEMU has ended")
+        self._share(partition, machine)
+        await asyncio.to_thread(self.network.take_tap, partition.tap, partition.bridge)
+        assert partition.group is not None
+        partition.group.add(pid)
+        return machine
+
+    def _share(self, partition: Partition, machine: Machine) -> None:
+        """From now on virsh may stop, continue and end this machine as well."""
+        libvirt = self.libvirt
+        assert libvirt is not None
+
+        async def stop() -> None:
+            with suppress(RequestError):  # it has ended
+                await asyncio.to_thread(libvirt.destroy, partition.name)
+
+        machine.stopper = stop
+        machine.switched = self._switched
+
+    def _switched(self, machine: Machine, running: bool) -> None:
+        for partition in self.partitions.values():
+            if partition.machine is machine and partition.state != READY:
+                partition.state = DEPLOYED if running else SUSPENDED
+                self._save()
+
+    async def follow_libvirt(self) -> None:
+        """Do here what virsh did there: define, undefine, start, create."""
+        if self.libvirt is None:
+            return
+        async with self._following:
+            domains = {one.name: one for one in await asyncio.to_thread(self.libvirt.domains)}
+            for partition in list(self.partitions.values()):
+                if partition.name not in domains and partition.complete and not partition.lock.locked():
+                    async with partition.lock, self._table:
+                        if partition.machine is not None:
+                            await partition.machine.kill()
+                            self._forget_guest(partition)
+                        await self._release(partition)
+            names = {one.name: one for one in self.partitions.values()}
+            for domain in domains.values():
+                known = names.get(domain.name)
+                if known is None:
+                    await self._take_in(domain)
+                elif domain.active and known.machine is None and known.complete and not known.lock.locked():
+                    async with known.lock:
+                        await self._join(known)
+
+    async def _take_in(self, domain: Domain) -> None:
+        """A domain that virsh defined, or created: READY or DEPLOYED, when the server has room for it."""
+        assert self.libvirt is not None
+        fields = {"cores": domain.cores, "memory_mib": domain.memory_mib, "secure": domain.secure}
+        try:
+            request = validated("create-partition", {**fields, "name": domain.name})
+            if domain.active:
+                await asyncio.to_thread(self.libvirt.destroy, domain.name)
+            number = (await self._create(request.args))["id"]
+            if domain.active:
+                await self._deploy(validated("deploy", {"id": number, "wait": False}).args)
+        except RequestError as error:
+            if (domain.name, error.desc) not in self._complained:
+                self._complained.add((domain.name, error.desc))
+                print(f"vmand: libvirt domain {domain.name} is no partition: {error.desc}", file=sys.stderr, flush=True)
+
+    async def _join(self, partition: Partition) -> None:
+        """A partition whose domain virsh has started."""
+        assert self.libvirt is not None
+        machine = await self._attach(partition, await asyncio.to_thread(self.libvirt.pid, partition.name))
+        partition.machine, partition.pid, partition.ticks = machine, machine.pid, machine.ticks
+        await self._isolate(partition, machine)
+        partition.state = DEPLOYED if await machine.running() else SUSPENDED
+        partition.note, partition.deployment = None, {**_DEFAULT_DEPLOYMENT, "runtime": True}
+        self._save()
+
+    # --- the machine ----------------------------------------------------------------------------------
+
     def _hardware(self, partition: Partition, args: Mapping[str, Any]) -> tuple[Hardware, bool]:
         """The machine to start, and whether our VNF runtime will answer in it."""
         rootfs = _file(args["rootfs"], "rootfs")
@@ -341,7 +463,8 @@ class Manager:
             kernel = image.kernel
         initramfs = rootfs if kind == "initramfs" else image.initramfs if image else None
         dtb = _file(args["dtb"], "dtb")
-        slots = 3 if kind == "disk" else 2
+        # libvirt has its own way of filling slots
+        slots = devicetree.VIRTIO_SLOTS if self.libvirt is not None else 3 if kind == "disk" else 2
         try:
             if dtb is not None:
                 tree = devicetree.trimmed(dtb.read_bytes())

@@ -69,6 +69,12 @@ class PartitionNetwork:
                 self.remove_tap(tap)
             raise
 
+    def take_tap(self, tap: str, bridge: str) -> None:
+        """A TAP that somebody made in the host's namespace, moved onto a bridge; fine when it is there already."""
+        if tap not in self._names():
+            _ip(["link", "set", tap, "netns", self.name])
+        self._batch(f"link set {tap} master {bridge} up")
+
     def remove_tap(self, tap: str) -> None:
         """Remove a TAP; fine when it is gone."""
         if self.exists() and tap in self._names():

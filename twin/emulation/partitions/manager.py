@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from twin.emulation import cgroups
+from twin.emulation.cgroups import CgroupError
 from twin.emulation.partitions import devicetree, isolation
 from twin.emulation.partitions.images import GuestImageError, load
 from twin.emulation.partitions.isolation import IsolationError, Reservation
@@ -113,7 +114,7 @@ class Manager:
         self._table = asyncio.Lock()  # who owns which cores, memory and addresses
         self._host_cpus = sorted(os.sched_getaffinity(0))
         self._following = asyncio.Lock()
-        self._complained: set[tuple[str, str]] = set()
+        self._complained: set[str] = set()
         self._pending: set[asyncio.Task[Any]] = set()
         self._commands: Mapping[str, Callable[[Mapping[str, Any]], Awaitable[dict[str, Any]]]] = {
             "create-partition": self._create,
@@ -161,7 +162,7 @@ class Manager:
         try:
             await self.follow_libvirt()
             return await self._commands[request.command](request.args)
-        except (cgroups.CgroupError, GuestImageError, OSError) as error:
+        except (CgroupError, GuestImageError, OSError) as error:
             raise RequestError("EIO", f"{request.command}: {error}") from None
 
     async def _adopt(self) -> None:
@@ -178,7 +179,7 @@ class Manager:
             raise RequestError("EIO", f"network namespace {self.network.name} is gone; twin destroy {self.run_id}")
         self.partitions = {one.id: one for one in partitions}
         for partition in partitions:
-            with suppress(cgroups.CgroupError):
+            with suppress(CgroupError):
                 partition.group = cgroups.Cgroup.adopt(self.run_id, f"p{partition.id}", journal=self.journal)
             if not partition.complete:
                 await self._release(partition)
@@ -421,7 +422,10 @@ class Manager:
                     await self._take_in(domain)
                 elif domain.active and known.machine is None and known.complete and not known.lock.locked():
                     async with known.lock:
-                        await self._join(known)
+                        try:
+                            await self._join(known)
+                        except (RequestError, CgroupError) as error:
+                            self._complain(f"partition {known.id}: {error}")
 
     async def _take_in(self, domain: Domain) -> None:
         """A domain that virsh defined, or created: READY or DEPLOYED, when the server has room for it."""
@@ -435,14 +439,22 @@ class Manager:
             if domain.active:
                 await self._deploy(validated("deploy", {"id": number, "wait": False}).args)
         except RequestError as error:
-            if (domain.name, error.desc) not in self._complained:
-                self._complained.add((domain.name, error.desc))
-                print(f"vmand: libvirt domain {domain.name} is no partition: {error.desc}", file=sys.stderr, flush=True)
+            self._complain(f"libvirt domain {domain.name} is no partition: {error.desc}")
+
+    def _complain(self, text: str) -> None:
+        """Say something that nobody asked for, once."""
+        if text not in self._complained:
+            self._complained.add(text)
+            print(f"vmand: {text}", file=sys.stderr, flush=True)
 
     async def _join(self, partition: Partition) -> None:
         """A partition whose domain virsh has started."""
         assert self.libvirt is not None
-        machine = await self._attach(partition, await asyncio.to_thread(self.libvirt.pid, partition.name))
+        try:
+            pid = await asyncio.to_thread(self.libvirt.pid, partition.name)
+        except RequestError:  # it starts or ends at this moment; there will be another look
+            return
+        machine = await self._attach(partition, pid)
         partition.machine, partition.pid, partition.ticks = machine, machine.pid, machine.ticks
         await self._isolate(partition, machine)
         partition.state = DEPLOYED if await machine.running() else SUSPENDED

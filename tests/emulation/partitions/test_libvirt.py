@@ -167,3 +167,4 @@ def test_without_libvirt_it_says_so(partition_host: None, tmp_path: Path) -> Non
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert done.stderr.startswith("vmand: libvirt: virsh")
+    assert not list(tmp_path.iterdir())

@@ -25,6 +25,7 @@ from twin.emulation.cgroups import CgroupError
 from twin.emulation.gc import collect
 from twin.emulation.partitions import isolation
 from twin.emulation.partitions.client import DEFAULT_NAME, socket_path, state_folder
+from twin.emulation.partitions.libvirt import Libvirt
 from twin.emulation.partitions.machine import PROGRAM
 from twin.emulation.partitions.manager import EdgeServer, Manager
 from twin.emulation.partitions.protocol import MAX_LINE_BYTES, RequestError, failure, parse, success
@@ -43,6 +44,11 @@ class StartError(Exception):
 async def serve(server: EdgeServer, socket: Path, ready: asyncio.Future[Manager]) -> None:
     """Run until SIGTERM or SIGINT; ``ready`` gets the manager, or the error, once."""
     folder = state_folder(server.name)
+    if server.libvirt is not None:
+        try:
+            Libvirt(server.libvirt, server.name).check()
+        except RequestError as error:
+            raise StartError(error) from None
     manager = Manager(server, folder, _journal(server.name, folder))
     try:
         await manager.open()

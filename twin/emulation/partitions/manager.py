@@ -134,8 +134,6 @@ class Manager:
 
     async def open(self) -> None:
         """Make the network, or take over what an earlier daemon left. Raises RequestError."""
-        if self.libvirt is not None:
-            await asyncio.to_thread(self.libvirt.check)
         if (self.folder / "state.json").exists():
             await self._adopt()
             return

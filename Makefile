@@ -3,13 +3,13 @@ SHELL := /bin/bash
 TWIN := .venv/bin/twin
 PYTEST := .venv/bin/python -m pytest
 
-.PHONY: help setup setup-test images scenario test check format docs benchmarks gc
+.PHONY: help setup setup-guests setup-test images scenario test check format docs benchmarks gc
 
 help:
 	@echo "make scenario    set up, run the quickstart with and without slicing, write runs/<id>/report.html"
 	@echo "make test        set up, run every test"
 	@echo "make setup       packages, .venv, Docker and Open vSwitch only"
-	@echo "make images      build the base container image"
+	@echo "make images      build the base container image and the aarch64 guest image"
 	@echo "make check       ruff, mypy, import-linter, generated reference up to date"
 	@echo "make format      let ruff format and fix"
 	@echo "make docs        generate docs/reference and the JSON Schema from the code"
@@ -22,8 +22,12 @@ setup:
 setup-test:
 	@tools/setup test
 
-images: setup
-	@.venv/bin/python -m twin.emulation.images
+setup-guests:
+	@tools/setup guests
+
+images: setup-guests
+	@.venv/bin/python -c "from twin.emulation.images import ensure_base_image; print(ensure_base_image(print))"
+	@.venv/bin/python qemu-images/build.py
 
 scenario: setup
 	@$(TWIN) run quickstart --fidelity emulation --fallback flow --slicing both

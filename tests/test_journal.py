@@ -195,3 +195,52 @@ def test_the_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     assert journal.default_folder() == tmp_path / "state" / "twinbed" / "journal"
+
+
+_OWNER = """
+import sys
+from pathlib import Path
+from twin.journal import Journal
+journal = Journal.create("guests", folder=Path(sys.argv[1]))
+first = journal.record("netns", name="a")
+journal.record("cgroup", paths=["/sys/fs/cgroup/x"])
+journal.done(first)
+if sys.argv[2] == "stay":
+    print("up", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_adopt_takes_over_what_a_dead_owner_listed(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", _OWNER, str(tmp_path), "end"], check=True)
+    before = journal.read(tmp_path / "guests.jsonl")
+    with Journal.adopt("guests", folder=tmp_path) as adopted:
+        assert adopted.entries == before.entries
+        now = journal.read(adopted.path)
+        assert (now.alive, now.pid, now.entries) == (True, os.getpid(), before.entries)
+        number = adopted.record("netns", name="b")
+        assert number > max(entry.number for entry in before.entries)
+        adopted.done(*(entry.number for entry in adopted.entries))
+    assert sorted(one.name for one in tmp_path.iterdir()) == [".lock"]
+
+
+def test_adopt_refuses_a_living_owner(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _OWNER, str(tmp_path), "stay"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
+        assert owner.stdout is not None
+        owner.stdout.readline()
+        with pytest.raises(JournalError, match=f"belongs to process {owner.pid}, which is alive"):
+            Journal.adopt("guests", folder=tmp_path)
+        owner.communicate()
+
+
+def test_adopt_refuses_another_boot_and_none(tmp_path: Path) -> None:
+    with pytest.raises(JournalError, match="cannot read the journal"):
+        Journal.adopt("guests", folder=tmp_path)
+    subprocess.run([sys.executable, "-c", _OWNER, str(tmp_path), "end"], check=True)
+    path = tmp_path / "guests.jsonl"
+    path.write_text(path.read_text().replace(journal.boot_id(), "another"))
+    content = path.read_text()
+    with pytest.raises(JournalError, match="before the host restarted"):
+        Journal.adopt("guests", folder=tmp_path)
+    assert path.read_text() == content

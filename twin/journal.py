@@ -6,7 +6,8 @@ a thing (``{"id": 3, "kind": "interface", "ids": {"name": "s1-eth1"}}``) or the 
 (``{"done": [3]}``). :mod:`twin.emulation.gc` removes what the files of dead runs still list.
 
 Kinds and their ids: ``container(name)``, ``bridge(name)``, ``interface(name)``, ``netns(name)``,
-``process(pid, start_ticks)``, ``cgroup(paths)``, ``mount(path)``, ``folder(path)``, ``file(path)``.
+``process(pid, start_ticks)``, ``cgroup(paths)``, ``mount(path)``, ``folder(path)``, ``file(path)``,
+``domain(name, uri)`` of libvirt.
 A qdisc goes with its interface. A ``folder`` or ``file`` is recorded only by whoever creates it. A process
 has no id before it exists: start it so that it ends with a pipe of its owner, at least until it is recorded.
 """
@@ -14,6 +15,7 @@ has no id before it exists: start it so that it ends with a pipe of its owner, a
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -34,6 +36,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "mount": ("path",),
     "folder": ("path",),
     "file": ("path",),
+    "domain": ("name", "uri"),
 }
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 SUFFIX = ".jsonl"
@@ -125,20 +128,12 @@ class Journal:
             raise JournalError(f"run id must match {RUN_ID.pattern}, got {run_id!r}")
         folder = default_folder() if folder is None else folder
         path = folder / f"{run_id}{SUFFIX}"
-        pid = os.getpid()
-        header = {
-            "twinbed_journal": _VERSION,
-            "run_id": run_id,
-            "pid": pid,
-            "start_ticks": start_ticks(pid),
-            "boot_id": boot_id(),
-        }
-        draft = folder / f".{run_id}.{pid}.draft"
+        draft = folder / f".{run_id}.{os.getpid()}.draft"
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o755)
             descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644)
             try:
-                _write(descriptor, json.dumps(header).encode() + b"\n")
+                _write(descriptor, json.dumps(_header(run_id)).encode() + b"\n")
                 # A hard link appears whole or not at all, and fails when the run id is taken.
                 os.link(draft, path)
                 _sync_folder(folder)
@@ -152,6 +147,47 @@ class Journal:
         except OSError as error:
             raise JournalError(f"cannot write the journal of run {run_id} in {folder}: {error.strerror}") from None
         return cls(path, run_id, descriptor)
+
+    @classmethod
+    def adopt(cls, run_id: str, *, folder: Path | None = None) -> Journal:
+        """Take over the journal of a dead owner: what it lists stays listed, under this process.
+
+        For daemons whose things outlive them. JournalError when there is none, when its owner is alive, or when
+        the host restarted since (then its things are gone). Safe against a ``twin gc`` at the same time.
+        """
+        folder = default_folder() if folder is None else folder
+        path = folder / f"{run_id}{SUFFIX}"
+        try:
+            lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise JournalError(f"cannot lock the journals in {folder}: {error.strerror}") from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            found = read(path)
+            if found.alive:
+                raise JournalError(f"run {run_id} belongs to process {found.pid}, which is alive")
+            if not found.same_boot:
+                raise JournalError(f"run {run_id} is from before the host restarted: remove it with twin gc")
+            lines = [_header(run_id)]
+            lines += [{"id": one.number, "kind": one.kind, "ids": dict(one.ids)} for one in found.entries]
+            draft = folder / f".{run_id}.{os.getpid()}.draft"
+            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            try:
+                _write(descriptor, "".join(f"{json.dumps(line)}\n" for line in lines).encode())
+                draft.replace(path)
+                _sync_folder(folder)
+            except BaseException:
+                os.close(descriptor)
+                draft.unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise JournalError(f"cannot take over the journal of run {run_id} in {folder}: {error.strerror}") from None
+        finally:
+            os.close(lock)
+        journal = cls(path, run_id, descriptor)
+        journal._next = 1 + max((entry.number for entry in found.entries), default=0)
+        journal._open = {entry.number: entry for entry in found.entries}
+        return journal
 
     def record(self, kind: str, **ids: Any) -> int:
         """Write down one thing, durably, before it is created; returns the number to pass to :meth:`done`."""
@@ -265,6 +301,12 @@ def mark_done(path: Path, entries: Iterable[int]) -> None:
         with path.open("ab") as file:
             # The dead owner may have left half a line.
             file.write(b"\n" + json.dumps({"done": numbers}).encode() + b"\n")
+
+
+def _header(run_id: str) -> dict[str, Any]:
+    pid = os.getpid()
+    owner = {"run_id": run_id, "pid": pid, "start_ticks": start_ticks(pid), "boot_id": boot_id()}
+    return {"twinbed_journal": _VERSION, **owner}
 
 
 def _checked(kind: str, ids: Mapping[str, Any]) -> Mapping[str, Any]:

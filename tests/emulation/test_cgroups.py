@@ -168,6 +168,25 @@ def test_tree_of_version_2_enables_controllers_for_children(tmp_path: Path, jour
     assert [dict(entry.ids) for entry in journal.entries] == [{"paths": [str(root / "twinbed/r1/slice")]}]
 
 
+def test_an_adopted_group_is_the_same_group(tmp_path: Path, journal: Journal) -> None:
+    root = tmp_path / "cgroup"
+    root.mkdir()
+    layout = Layout(2, dict.fromkeys(("cpu", "cpuacct", "memory"), root))
+    made = Cgroup.create("r1", "p1", journal=journal, layout=layout)
+    adopted = Cgroup.adopt("r1", "p1", journal=journal, layout=layout)
+    assert (adopted.label, adopted.version, adopted.folders) == (made.label, made.version, made.folders)
+    adopted.set_weight(1600)
+    assert (root / "twinbed/r1/p1/cpu.weight").read_text() == "1600"
+    with pytest.raises(CgroupError, match="weight must be in"):
+        adopted.set_weight(0)
+    with pytest.raises(CgroupError, match="not in the journal"):
+        Cgroup.adopt("r1", "p2", journal=journal, layout=layout)
+    for file in (root / "twinbed/r1/p1").iterdir():
+        file.unlink()
+    adopted.remove()
+    assert journal.entries == ()
+
+
 def test_names_stay_inside_the_tree(journal: Journal) -> None:
     with pytest.raises(CgroupError, match="control group name must match"):
         Cgroup.create("run", "../other", journal=journal)

@@ -164,6 +164,19 @@ class Cgroup:
         return group
 
     @classmethod
+    def adopt(cls, run_id: str, name: str, *, journal: Journal, layout: Layout | None = None) -> Self:
+        """The group ``twinbed/<run_id>/<name>`` that an earlier owner of the journal made."""
+        layout = layout or Layout.of_host()
+        folders = {controller: root / TREE / run_id / name for controller, root in layout.roots.items()}
+        paths = sorted({str(folder) for folder in folders.values()})
+        entries = [one.number for one in journal.entries if one.kind == "cgroup" and sorted(one.ids["paths"]) == paths]
+        if not entries:
+            raise CgroupError(f"control group {run_id}/{name}: not in the journal of {run_id}")
+        group = cls(f"{run_id}/{name}", layout.version, folders)
+        group._forget = lambda: journal.done(*entries)
+        return group
+
+    @classmethod
     def of_container(cls, node: Container, layout: Layout | None = None) -> Self:
         """The group of a running Docker container.
 
@@ -191,6 +204,15 @@ class Cgroup:
             self._write("cpu", "cpu.cfs_quota_us", str(quota))
         if self._after:
             self._after(cpu_quota=quota, cpu_period=period)
+
+    def set_weight(self, weight: int) -> None:
+        """Share of CPU time under contention, in [1, 10000]; what a group has without is 100."""
+        if not 1 <= weight <= 10_000:
+            raise CgroupError(f"cpu weight must be in [1, 10000], got {weight}")
+        if self.version == 2:
+            self._write("cpu", "cpu.weight", str(weight))
+        else:
+            self._write("cpu", "cpu.shares", str(max(2, weight * 1024 // 100)))
 
     def set_memory(self, mib: float | None) -> None:
         """Limit memory to ``mib`` MiB without swap (None: no limit)."""

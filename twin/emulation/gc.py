@@ -450,6 +450,34 @@ def _below(path: Path, top: str) -> bool:
     return path.is_absolute() and ".." not in path.parts and str(path).startswith(top + "/")
 
 
+# --- libvirt domain ---------------------------------------------------------------------------------
+
+
+def _virsh(entry: Entry, *words: str) -> subprocess.CompletedProcess[str]:
+    command = ["virsh", "--quiet", "--connect", entry.ids["uri"], *words]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except FileNotFoundError:
+        raise _Kept("virsh is not installed") from None
+    except subprocess.TimeoutExpired:
+        raise _Kept("libvirt does not answer") from None
+
+
+def _domain_exists(entry: Entry, record: Record) -> bool:
+    done = _virsh(entry, "dumpxml", entry.ids["name"])
+    if done.returncode and "failed to get domain" not in done.stderr:
+        raise _Kept(" ".join(done.stderr.split()))
+    # Somebody else's domain may have the name by now.
+    return f'daemon="{record.run_id.removeprefix("vmand-")}"' in done.stdout.replace("'", '"')
+
+
+def _domain_remove(entry: Entry, _: Record) -> None:
+    _virsh(entry, "destroy", entry.ids["name"])  # fails when it does not run
+    done = _virsh(entry, "undefine", entry.ids["name"])
+    if done.returncode and "failed to get domain" not in done.stderr:
+        raise _Kept(" ".join(done.stderr.split()))
+
+
 def _path_exists(entry: Entry, _: Record) -> bool:
     return os.path.lexists(entry.ids["path"])
 
@@ -466,4 +494,5 @@ _KINDS: dict[str, _Kind] = {
     ),
     "folder": _Kind(_path_exists, _folder_remove),
     "file": _Kind(_path_exists, _file_remove),
+    "domain": _Kind(_domain_exists, _domain_remove),
 }

@@ -1,0 +1,54 @@
+/* The VNF runtime of a partition: one static program, the guest's first process.
+ *
+ * init.c    mounts, kernel modules, network, the kernel command line
+ * http.c    HTTP responder
+ * relay.c   UDP and TCP stream relays
+ * load.c    periodic CPU load
+ * channel.c metrics out and settings in, as lines on a virtio-serial port
+ *
+ * Settings have one spelling on the kernel command line (twinbed.KEY=VALUE) and on the channel (KEY VALUE):
+ *   relay  udp:PORT:ADDRESS:PORT or tcp:..., several joined by commas; empty stops all
+ *   load   RUNTIME_US/PERIOD_US, several joined by commas; empty stops all
+ *   metrics_ms  how often a metrics line is sent
+ * Only on the channel: poweroff.
+ * Only on the command line: name, ip (ADDRESS/LENGTH), gateway, http (port; 0: none),
+ * root (a disk with the user's own root file system, to which the guest goes over).
+ */
+#ifndef VNF_H
+#define VNF_H
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define STACK_BYTES (64 * 1024)
+#define CHANNEL_NAME "twinbed.channel"
+
+/* Appends to a text buffer; what does not fit is cut and `full` set. */
+struct text {
+    char *at;
+    size_t room;
+    bool full;
+};
+void put(struct text *out, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+uint64_t now_us(void);                                    /* CLOCK_MONOTONIC */
+bool start_thread(void *(*body)(void *), void *argument); /* detached, small stack */
+void complain(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+extern char guest_name[64];
+
+bool http_start(int port);
+uint64_t http_requests(void);
+
+/* NULL, or what is wrong with the value (nothing is changed then). */
+const char *relay_set(const char *value);
+void relay_report(struct text *out);
+
+const char *load_set(const char *value);
+void load_report(struct text *out); /* responses since the last report */
+void burn_us(uint64_t us);          /* a fixed amount of work: `us` of an undisturbed processor */
+
+void channel_start(const char *hello);
+const char *channel_set_period(const char *value);
+void metrics_json(struct text *out); /* one JSON object without a line end */
+#endif

@@ -23,22 +23,22 @@ SOLVERS: dict[str, Solver] = {
     "brute_force": brute_force,
     "optimal": optimal,
     "local_search": local_search,
-    "best": local_search,
 }
 
 GROUP = "twinbed.path_controllers"
-# What ``best`` means where it is installed; local_search elsewhere.
-STRONGEST = "prior_search"
+BEST = "best"
+# What ``best`` means: the first of these that is installed.
+_STRONGEST = ("prior_search", "local_search")
 
 
 @functools.cache
 def _points() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=GROUP) if point.name not in SOLVERS}
+    return {point.name: point for point in entry_points(group=GROUP) if point.name not in (*SOLVERS, BEST)}
 
 
 def solver_names() -> tuple[str, ...]:
-    """Every known name; those of the entry points last."""
-    return (*SOLVERS, *sorted(_points()))
+    """Every known name; ``best`` and those of the entry points last."""
+    return (*SOLVERS, BEST, *sorted(_points()))
 
 
 def make_solver(name: str, problem: PathProblem, policy: Path | None = None) -> Solver:
@@ -46,8 +46,8 @@ def make_solver(name: str, problem: PathProblem, policy: Path | None = None) -> 
 
     SolveError on an unknown name, a policy for a controller without one, or a missing package.
     """
-    if name == "best" and policy is None and STRONGEST in _points():
-        name = STRONGEST
+    if name == BEST:
+        name = next(one for one in _STRONGEST if one in (*SOLVERS, *_points()))
     if name in SOLVERS:
         if policy is not None:
             raise SolveError(f"policy: {name} does not learn, so it takes none")

@@ -201,7 +201,7 @@ def test_an_answer_that_is_none_is_refused_whole_and_asked_for_again(
         ({"gamma": 2}, "gamma must be a number in [-1, 1], got 2"),
         ({"demand_tolerance": -1}, "demand_tolerance must be a number in [0, 1]"),
         ({"min_gain": "much"}, "min_gain must be a number in [0, 2]"),
-        ({"policy": "learned.npz"}, "policy: best does not learn, so it takes none"),
+        ({"solver": "optimal", "policy": "learned.npz"}, "policy: optimal does not learn, so it takes none"),
         ({"solver": "phaul"}, "policy is missing: the file of what phaul learned (twin train, --policy FILE)"),
         ({"solver": "phaul", "policy": "/nowhere/learned.npz"}, "/nowhere/learned.npz"),
     ],

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ def test_every_capability_has_a_remedy_and_the_list_is_quick() -> None:
     by_name = {one.name: one for one in found}
     assert by_name["cores"].detail == f"{len(os.sched_getaffinity(0))} usable"
     assert by_name["kernel"].detail == os.uname().release
+    assert by_name["os-ken"].present and by_name["os-ken"].detail == f"version {metadata.version('os-ken')}"
 
 
 def test_nothing_is_left_on_the_host() -> None:

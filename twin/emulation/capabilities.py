@@ -17,6 +17,7 @@ import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 from twin.emulation import gc
@@ -281,6 +282,13 @@ def _mininet() -> tuple[bool, str]:
     return program is not None, program or "no mnexec in PATH"
 
 
+def _os_ken() -> tuple[bool, str]:
+    try:
+        return True, f"version {metadata.version('os-ken')}"
+    except metadata.PackageNotFoundError:
+        return False, "not installed"
+
+
 def _ns3() -> tuple[bool, str]:
     if importlib.util.find_spec("ns") is not None:
         return True, "Python module ns"
@@ -327,6 +335,7 @@ _CHECKS = (
         "a kernel with CONFIG_OPENVSWITCH",
     ),
     _Check("mininet", _mininet, "emulation: nodes and switches", "apt install mininet; make setup", needed=True),
+    _Check("os-ken", _os_ken, "emulation: IAB backhaul, SDN applications of your own", "make setup"),
     _Check("cgroup-cpu", _cgroup, "emulation: CPU limits", "mount cgroups with the cpu controller", needed=True),
     _Check("veth", _veth, "emulation: links", "a kernel with CONFIG_VETH", needed=True),
     _Check("tun", _tun, "emulation: UEs, links by relay", "a kernel with CONFIG_TUN and /dev/net/tun", needed=True),

@@ -384,6 +384,9 @@ def _entries(value: object, where: str, model: type) -> Iterator[tuple[dict[str,
 def _text(value: object, where: str) -> str:
     if not isinstance(value, str) or not value:
         raise IabError(f"{where}: must be text, got {_kind(value) if value != '' else 'nothing'}")
+    if not value.isprintable():
+        # Line ends and terminal codes would break every line that names it, half characters every file.
+        raise IabError(f"{where}: must be printable text, got {value!a}")
     return value
 
 

@@ -134,7 +134,7 @@ def test_killed_and_resumed_is_as_if_nothing_had_happened(network: str, tmp_path
 def test_stopped_where_episodes_begin_is_resumed(episode_steps: str, network: str, tmp_path: Path) -> None:
     """Every search has just begun: after 256 steps of 32 a search, and before the first step of all."""
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
-    options = ("--search-steps", episode_steps, "--steps")
+    options: tuple[str, ...] = ("--search-steps", episode_steps, "--steps")
     if episode_steps == "300":
         one = start(network, stopped, "--search-steps", "300")
         deadline_s = time.monotonic() + 120
@@ -177,7 +177,7 @@ def test_an_interrupted_training_of_solve_is_no_policy(
     arguments = ("iab", "solve", network, "--controller", "phaul", "--format", "json")
     monkeypatch.setattr("agents.phaul.TRAINING_STEPS", 4096)
 
-    def interrupt(row: object) -> None:
+    def interrupt(_row: object) -> None:
         raise KeyboardInterrupt
 
     found = []

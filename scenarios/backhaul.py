@@ -16,17 +16,8 @@ from scenarios.schema import (
     ScenarioFile,
 )
 from topologies import iab
-from topologies.model import (
-    BackhaulFlow,
-    BackhaulPath,
-    Band,
-    IabDonor,
-    IabNode,
-    Link,
-    Node,
-    Topology,
-    TopologyError,
-)
+from topologies.backhaul import wireless
+from topologies.model import BackhaulFlow, BackhaulPath, Band, Link, Node, Topology, TopologyError
 
 if TYPE_CHECKING:
     from traces.model import Trace
@@ -56,17 +47,7 @@ def _chosen(
     source: str, choice: BackhaulPathChoice, nodes: Sequence[Node], links: Sequence[Link]
 ) -> tuple[BackhaulPath, ...]:
     """Candidate paths of one node; the heuristics look at those of all nodes."""
-    places = [
-        iab.IabNode(node.name, donor=isinstance(node, IabDonor))
-        for node in nodes
-        if isinstance(node, IabNode | IabDonor)
-    ]
-    banded = [
-        iab.IabLink(link.a, link.b, link.band, link.bandwidth_bps)
-        for link in links
-        if link.band is not None and link.bandwidth_bps is not None
-    ]
-    found = iab.candidate_paths(places, banded, choice.k, choice.heuristic)
+    found = iab.candidate_paths(*wireless(nodes, links), choice.k, choice.heuristic)
     if source not in found:
         raise TopologyError(f"source: {unknown('IAB node', source, found)}")
     if not found[source]:

@@ -8,7 +8,7 @@ behind the donors.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import cast
 
@@ -63,19 +63,26 @@ def from_network(network: IabNetwork, *, sink: str = "cu") -> Fragment:
     return Fragment((*nodes, Host(name=sink)), tuple(links), tuple(flows))
 
 
-def to_network(topology: Topology, demand_bps: Mapping[str, float] | None = None) -> IabNetwork:
-    """The IAB part of a topology; ``demand_bps`` by flow name replaces the demands, 0 where a flow is not named."""
-    return IabNetwork(
+def wireless(nodes: Iterable[Node], links: Iterable[Link]) -> tuple[tuple[iab.IabNode, ...], tuple[iab.IabLink, ...]]:
+    """The IAB nodes and donors among nodes of a topology, and the links with a band among its links."""
+    return (
         tuple(
             iab.IabNode(node.name, donor=isinstance(node, IabDonor))
-            for node in topology.nodes
+            for node in nodes
             if isinstance(node, IabNode | IabDonor)
         ),
         tuple(
             iab.IabLink(link.a, link.b, link.band, link.bandwidth_bps)
-            for link in topology.links
+            for link in links
             if link.band is not None and link.bandwidth_bps is not None
         ),
+    )
+
+
+def to_network(topology: Topology, demand_bps: Mapping[str, float] | None = None) -> IabNetwork:
+    """The IAB part of a topology; ``demand_bps`` by flow name replaces the demands, 0 where a flow is not named."""
+    return IabNetwork(
+        *wireless(topology.nodes, topology.links),
         tuple(
             iab.IabFlow(
                 flow.name,

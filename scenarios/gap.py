@@ -116,6 +116,7 @@ def _value(reader: KpiReader, entity: str, name: str, skip_s: float) -> float | 
 
 def _row(entity: str, name: str, reference: float, measured: float) -> dict[str, Any]:
     difference = measured - reference
+    # No share of nothing, also where both are 0: entities that do nothing would make any median look good.
     error = abs(difference / reference) if reference and math.isfinite(difference / reference) else None
     return {
         "entity": entity,
@@ -124,5 +125,5 @@ def _row(entity: str, name: str, reference: float, measured: float) -> dict[str,
         "reference": reference,
         "measured": measured,
         "difference": difference,
-        "relative_error": 0.0 if not reference and not measured else error,
+        "relative_error": error,
     }

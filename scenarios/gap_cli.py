@@ -72,10 +72,13 @@ def gap(
         print(dumps({"reference": found.reference, "measured": found.measured, "summary": summary, "rows": found.rows}))
     else:
         _print(found.reference, found.measured, summary, found.rows, everything=everything or bool(kpis))
-    judged = [row for row in summary if kpis or "throughput" in row["kpi"]]
     if within is not None:
+        judged = [row for row in summary if (kpis or "throughput" in row["kpi"]) and row["median"] is not None]
+        if not judged:
+            print("twin: --within: nothing to judge, every reference is 0", file=sys.stderr)
+            code = max(code, ExitCode.FAILED)
         for row in judged:
-            if row["median"] is not None and row["median"] > within:
+            if row["median"] > within:
                 print(f"twin: median error of {row['kpi']} is {row['median']:.3g}, allowed {within:g}", file=sys.stderr)
                 code = max(code, ExitCode.FAILED)
     raise typer.Exit(code)

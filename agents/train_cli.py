@@ -26,7 +26,7 @@ class Agent(StrEnum):
 class Demand(StrEnum):
     """Demands of the traffic matrices."""
 
-    LIKE = "like"
+    DRAWN = "drawn"
     LOW = "low"
     HIGH = "high"
 
@@ -42,13 +42,13 @@ def train(
     ] = 20_000,
     seed: Annotated[int, typer.Option(metavar="NUMBER", min=0, help="seed of everything random")] = 0,
     gamma: Annotated[float, typer.Option(metavar="NUMBER", help="from -1, fairness only, to 1, efficiency only")] = 1.0,
-    search_steps: Annotated[
+    episode_steps: Annotated[
         int, typer.Option(metavar="NUMBER", min=1, help="steps of an episode, and later of a decision")
     ] = 300,
     demand: Annotated[
         Demand,
-        typer.Option(help="as the least to the largest of the file, or 250 to 500, or 500 to 750 Mbit/s"),
-    ] = Demand.LIKE,
+        typer.Option(help="between the least and largest of the file, or 250 to 500, or 500 to 750 Mbit/s"),
+    ] = Demand.DRAWN,
     active: Annotated[
         float, typer.Option(metavar="PROBABILITY", help="that a flow has a demand in a traffic matrix")
     ] = 1.0,
@@ -70,12 +70,12 @@ def train(
     from scenarios.runs import dumps
 
     network, rates = _network(scenario)
-    traffic = Traffic.like(network, rates) if demand is Demand.LIKE else Traffic.of_load(demand.value)
+    traffic = Traffic.like(network, rates) if demand is Demand.DRAWN else Traffic.of_load(demand.value)
     traffic = replace(traffic, active_probability=active)
     from agents.phaul_training import Training, read_resumable, train
     from agents.training_record import Record
 
-    plan = Training(network, traffic, gamma, steps, search_steps, seed, across, masking)
+    plan = Training(network, traffic, gamma, steps, episode_steps, seed, across, masking)
     if resume and not (out / CHECKPOINT).exists():
         raise checkpoint.CheckpointError(f"--resume: no checkpoint in {out}")
     begin_s = time.perf_counter()

@@ -20,7 +20,7 @@ from scenarios.cli import main
 from scenarios.exit_codes import ExitCode
 from topologies.iab import generate, write_network
 
-SMALL = ("--search-steps", "40", "--seed", "1")
+SMALL = ("--episode-steps", "40", "--seed", "1")
 
 
 def twin(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -134,9 +134,9 @@ def test_killed_and_resumed_is_as_if_nothing_had_happened(network: str, tmp_path
 def test_stopped_where_episodes_begin_is_resumed(episode_steps: str, network: str, tmp_path: Path) -> None:
     """Every search has just begun: after 256 steps of 32 a search, and before the first step of all."""
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
-    options: tuple[str, ...] = ("--search-steps", episode_steps, "--steps")
+    options: tuple[str, ...] = ("--episode-steps", episode_steps, "--steps")
     if episode_steps == "300":
-        one = start(network, stopped, "--search-steps", "300")
+        one = start(network, stopped, "--episode-steps", "300")
         deadline_s = time.monotonic() + 120
         try:
             while not (stopped / "curve.csv").exists():

@@ -160,12 +160,16 @@ def test_tree_of_version_2_enables_controllers_for_children(tmp_path: Path, jour
     root = tmp_path / "unified"
     root.mkdir()
     (root / "cgroup.subtree_control").write_text("")
+    (root / "twinbed").mkdir()
+    (root / "twinbed/cpu.weight").write_text("100")
     layout = Layout(2, dict.fromkeys(("cpu", "cpuacct", "memory"), root))
     Cgroup.create("r1", "slice", journal=journal, layout=layout)
     assert (root / "twinbed/r1/slice").is_dir()
     for parent in (root, root / "twinbed", root / "twinbed/r1"):
         assert (parent / "cgroup.subtree_control").read_text() == "+cpu +memory"
     assert [dict(entry.ids) for entry in journal.entries] == [{"paths": [str(root / "twinbed/r1/slice")]}]
+    # All runs together come before the other programs of the host.
+    assert (root / "twinbed/cpu.weight").read_text() == "10000"
 
 
 def test_an_adopted_group_is_the_same_group(tmp_path: Path, journal: Journal) -> None:
@@ -208,6 +212,9 @@ class TestThisHost:
             assert len(journal.entries) == 1
             group.add(process.pid)
             assert group.pids() == [process.pid]
+            tree = group.folders["cpu"].parents[1]
+            weight = tree / ("cpu.weight" if group.version == 2 else "cpu.shares")
+            assert int(weight.read_text()) == (10_000 if group.version == 2 else 262_144)
             time.sleep(0.5)
             stats = group.stats()
             assert stats.cpu_limit_millicores == 200

@@ -365,6 +365,7 @@ def _make(folder: Path, version: int, root: Path) -> None:
                     (root / parent).mkdir(exist_ok=True)
                     (root / parent / "cgroup.subtree_control").write_text("+cpu +memory")
             folder.mkdir(parents=True)
+            _favour(folder.parents[1], version)
             return
         except FileExistsError:
             raise CgroupError(f"control group {folder} exists already; remove it with: twin gc") from None
@@ -373,6 +374,16 @@ def _make(folder: Path, version: int, root: Path) -> None:
         except OSError as error:
             raise CgroupError(f"control group {folder}: {error.strerror}") from None
     raise CgroupError(f"control group {folder}: its parent keeps vanishing")
+
+
+def _favour(tree: Path, version: int) -> None:
+    """The most weight for all runs together: what the limits grant comes at once, whatever else the host does.
+
+    At equal weight a program of the host runs on for its time slice of some milliseconds while a gNB's slots pass.
+    """
+    file, weight = (tree / "cpu.weight", 10_000) if version == 2 else (tree / "cpu.shares", 262_144)
+    if file.exists():
+        file.write_text(str(weight))
 
 
 def _remove(folder: Path, deadline: float) -> None:

@@ -10,11 +10,11 @@ import pytest
 
 from tests.conformance import load, network
 from topologies.model import Topology
-from twin.flow import FlowBackend, fluid
+from twin.flow import FlowBackend, fluid, gnb
 from twin.flow import constants as c
+from twin.flow import delays as flow_delays
 from twin.flow.batched import Array, BatchedFlows
 from twin.flow.batched_delay import delays
-from twin.flow.delays import _wired_waits
 from twin.flow.fluid import Fluid
 from twin.flow.maxmin import max_min
 from twin.flow.network import Network
@@ -37,7 +37,13 @@ def narrow(bandwidth_bps: float, link_bps: float) -> Topology:
 @pytest.mark.parametrize(
     ("bandwidth_bps", "link_bps"), [(8e6, 20e6), (8e6, 5e6), (3e6, 20e6)], ids=["free", "link full", "slice full"]
 )
-def test_delays_of_the_scalar_model(bandwidth_bps: float, link_bps: float) -> None:
+def test_delays_of_the_scalar_model(monkeypatch: pytest.MonkeyPatch, bandwidth_bps: float, link_bps: float) -> None:
+    def no_gnb(*of: Any) -> flow_delays.Queues:
+        found = gnb_queues(*of)
+        return replace(found, met=np.zeros_like(found.met))
+
+    gnb_queues = flow_delays.gnb_queues
+    monkeypatch.setattr(flow_delays, "gnb_queues", no_gnb)
     net = Network(narrow(bandwidth_bps, link_bps), load(), 1)
     rng = np.random.default_rng(1)
     attached = np.ones(len(net.ue_names), dtype=bool)
@@ -68,9 +74,10 @@ def test_delays_of_the_scalar_model(bandwidth_bps: float, link_bps: float) -> No
             step = state.step(number * 0.1, 0.1, demand, attached, cqi, rng)
         np.testing.assert_allclose(found.load[row], step.row_load, rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(found.queue_s[row], step.wired_delay_s[1], rtol=1e-6, atol=1e-12)
-        waits = _wired_waits(net, step, np.arange(len(net.lanes)), draws, rng)
-        expected = net.way.delay_s + step.wired_delay_s[1] + waits.mean(axis=1)
-        assert (np.abs(found.delay_s[row] - expected) <= 5 * waits.std(axis=1) / draws**0.5 + 1e-9).all()
+        everyone = np.ones((1, len(net.lanes)), dtype=bool)
+        drawn = flow_delays.draw_delays(net, [step], everyone, [draws], rng).delay_s.reshape(-1, draws)
+        expected = drawn.mean(axis=1) - step.work_s - c.SLOT_S / 2  # the gNB's part is not wired
+        assert (np.abs(found.delay_s[row] - expected) <= 5 * drawn.std(axis=1) / draws**0.5 + 1e-9).all()
     assert found.queue_s.any() == (bandwidth_bps < 8e6 or link_bps < 8e6)
 
 
@@ -147,7 +154,8 @@ def solved(monkeypatch: pytest.MonkeyPatch, *actions: Action) -> list[tuple[Prob
         seen.append(((usage.copy(), capacity.copy(), demand.copy()), rates))
         return rates, limit
 
-    monkeypatch.setattr(fluid, "max_min", recorded)
+    for module in (fluid, gnb):
+        monkeypatch.setattr(module, "max_min", recorded)
     with FlowBackend().open(network(), load(), seed=1) as session:
         session.advance(0.2)
         session.apply(actions)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 
+import numpy as np
 import pytest
 
 from twin.ran.channel import Channel, carrier_bandwidth_hz, los_probability, path_loss_db, scripted_cqi
+from twin.ran.channels import Channels
 
 
 @pytest.mark.parametrize(
@@ -98,3 +100,11 @@ def test_bad_values_are_named(change: dict[str, object]) -> None:
     }
     with pytest.raises(ValueError, match=next(iter(change))):
         Channel(**{**good, **change})  # type: ignore[arg-type]
+
+
+def test_channels_side_by_side_are_the_same_channels() -> None:
+    alone = [_channel(ue=f"a.{n}", distance_m=60.0 + 90 * n, speed_mps=float(n % 4)) for n in range(12)]
+    times_s = np.concatenate((np.arange(300) * 0.0371, [0.05, 0.15, 1.0, 2.9999]))
+    found = Channels(alone).cqi(times_s)
+    assert found.tolist() == [[channel.cqi(time_s) for channel in alone] for time_s in times_s.tolist()]
+    assert len(np.unique(found)) > 5

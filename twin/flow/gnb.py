@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from twin.flow import constants as c
 from twin.flow.maxmin import Array, max_min
 from twin.flow.network import Network
+from twin.flow.spans import sums
 from twin.ran import nr
 
 _FULL = 1 - 1e-6
@@ -68,8 +69,7 @@ class GnbPart:
 
     def per_unit(self, lanes: Array) -> Array:
         """Sum over the lanes of each unit, shape (2 ues,)."""
-        found: Array = np.bincount(self.unit_of_lane, weights=lanes, minlength=2 * self._ues)
-        return found
+        return sums(self.unit_of_lane, lanes, 2 * self._ues)
 
     def _take_limits(self) -> None:
         net = self._network
@@ -111,18 +111,18 @@ class GnbPart:
         cpu_per_prb = cost * per_prb
         np.multiply(self._sharing, cpu_per_prb, out=self._usage[2 * pools :])
         taken, _ = max_min(self._usage, self._capacity, demand)
-        used: Array = np.bincount(self._pool_of_unit, weights=taken * cpu_per_prb, minlength=pools).astype(np.float64)
+        used = sums(self._pool_of_unit, taken * cpu_per_prb, pools)
         cpu_load = used / self._cpus
         missed = np.zeros(pools)
         if (cpu_load > _FULL).any() or self._limited_gnbs:
             # what the PRBs alone would allow tells how many slots the CPU could not run
             wished, _ = max_min(self._usage[: 2 * pools], self._prb_capacity, demand)
-            wanted = np.bincount(self._pool_of_unit, weights=wished * cpu_per_prb, minlength=pools)
+            wanted = sums(self._pool_of_unit, wished * cpu_per_prb, pools)
             some = wanted > 0
             missed[some] = np.maximum(0.0, 1 - used[some] / wanted[some])
         served = np.divide(taken * per_prb, unit_need, out=np.zeros(units), where=asks)
         prb_load = np.zeros(2 * pools)
-        filled = np.bincount(self._row_of_unit, taken, 2 * pools)
+        filled = sums(self._row_of_unit, taken, 2 * pools)
         np.divide(filled, self._prb_capacity, out=prb_load, where=self._prb_capacity > 0)
         rate = need * np.minimum(1.0, served)[self.unit_of_lane]
         return GnbShare(
@@ -136,6 +136,5 @@ class GnbPart:
         waking_s = (c.GNB_PACKET_NS + c.WAKE_NS * (1 - np.minimum(1.0, cpu_load))) * 1e-9
         spent = rate / net.lane_bits * np.maximum(self.work_s, waking_s[self._pool_of_lane])
         # ... as far as its limit lets it
-        allowed = np.minimum(1.0, self._cpus / np.maximum(np.bincount(self._pool_of_lane, spent, self._pools), 1e-12))
-        found: Array = np.bincount(net.lane_slice, spent * allowed[self._pool_of_lane], len(net.slices))
-        return found.astype(np.float64)
+        allowed = np.minimum(1.0, self._cpus / np.maximum(sums(self._pool_of_lane, spent, self._pools), 1e-12))
+        return sums(net.lane_slice, spent * allowed[self._pool_of_lane], len(net.slices))

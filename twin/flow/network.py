@@ -315,14 +315,14 @@ class Network:
         for row, cells in enumerate(rows.values()):
             usage[row, list(cells)] = list(cells.values())
         known = {name: place for place, name in enumerate(self.place_names)}
-        for name in rows:
-            if name not in known:
-                known[name] = len(known)
-                self.place_names.append(name)
-        places = np.array([known[name] for name in rows], dtype=np.int64)
+        for resource in rows:
+            if resource not in known:
+                known[resource] = len(known)
+                self.place_names.append(resource)
+        places = np.array([known[resource] for resource in rows], dtype=np.int64)
         row_at = np.full(len(known) + 1, NOWHERE, dtype=np.int64)
         row_at[places] = np.arange(len(rows))
-        limits = np.array([capacity[name] for name in rows])
+        limits = np.array([capacity[resource] for resource in rows])
         return Wired(tuple(rows), usage, limits, usage > 0, places, row_at)
 
     def process_cpus(self, node: str) -> float:

@@ -48,6 +48,8 @@ class Servers:
         net = self._network
         length_s = step.length_s
         arrived = rate * length_s
+        if not self._backlog:
+            return Served(arrived, np.zeros(rate.size), np.zeros(rate.size), {}, {})
         through = self._through(step)
         answered = np.zeros(rate.size)
         app_cpu_s: dict[str, float] = {}
@@ -113,12 +115,11 @@ class Servers:
 
     def _through(self, step: Step) -> Array:
         """Share of each flow's requests and responses that the network carried, shape (flows,)."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            share = np.where(step.offered_bits > 0, step.delivered_bits / step.offered_bits, 0.0)
+        share = np.zeros_like(step.offered_bits)
+        np.divide(step.delivered_bits, step.offered_bits, out=share, where=step.offered_bits > 0)
         # TCP repairs single losses; a lane that is shut or starved is what stops requests.
         pairs = np.minimum(share.reshape(-1, 2), 1.0)
         survival = self._network.way.survival.reshape(-1, 2)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            repaired = np.where(survival > 0, pairs / survival, 0.0)
+        repaired = np.divide(pairs, survival, out=np.zeros_like(pairs), where=survival > 0)
         through: Array = np.minimum(1.0, repaired.min(axis=1, initial=1.0))
         return through

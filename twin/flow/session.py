@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -16,13 +16,14 @@ from twin.backend import BackendError
 from twin.flow import constants as c
 from twin.flow import knobs
 from twin.flow.backhaul import Backhaul
-from twin.flow.delays import draw_delays
-from twin.flow.fluid import Fluid, Mask, Step
+from twin.flow.fluid import Fluid, Mask
+from twin.flow.interval import Interval
 from twin.flow.maxmin import Array
-from twin.flow.network import Network
-from twin.flow.requests import Servers
-from twin.flow.tally import Sample, Tally, attach_time_s
+from twin.flow.network import Network, UeState
+from twin.flow.requests import Served, Servers
+from twin.flow.tally import Tally, attach_time_s
 from twin.load import Load
+from twin.ran.channels import Channels
 from twin.streams import named_stream
 from twin.types import Action, Kpi, Observation, Outcome, Probe
 
@@ -56,7 +57,12 @@ class FlowSession:
         self._servers = Servers(network)
         self._now_s = 0.0
         self._closed = False
-        self._was_attached: dict[str, bool] = {ue: state.always_attached for ue, state in network.ues.items()}
+        self._changed = False
+        self._ues = tuple(network.ues.values())
+        self._flows = _Flows(network, load)
+        self._radio = _Radio(self._ues)
+        self._tally = Tally(network)
+        self._was_attached = np.array([state.always_attached for state in self._ues], dtype=bool)
         self._loss_rng, self._delay_rng, self._request_rng = (
             named_stream(seed, f"flow/{concern}") for concern in ("loss", "delay", "requests")
         )
@@ -76,8 +82,7 @@ class FlowSession:
         for action in actions:
             reason = "the session is closed" if self._closed else knobs.apply(self._network, action)
             outcomes.append(Outcome(action, applied=reason is None, reason=reason or "", time_s=self._now_s, lag_s=0.0))
-        if not self._closed:
-            self._network.changed()
+        self._changed = True
         return outcomes
 
     def advance(self, until_s: float) -> Observation:
@@ -86,14 +91,15 @@ class FlowSession:
             raise BackendError("flow: the session is closed")
         if not until_s > self._now_s:
             raise ValueError(f"until_s must be later than {self._now_s:g} s, got {until_s:g}")
-        tally = Tally(self._network)
-        edges = self._edges(until_s)
-        for start_s, stop_s in itertools.pairwise(edges):
-            share = (stop_s - start_s) / (until_s - self._now_s)
-            self._step(tally, start_s, stop_s - start_s, max(2, round(c.SAMPLES_PER_INTERVAL * share)))
+        if self._changed:
+            self._network.changed()
+            self._changed = False
+        interval = Interval(until_s - self._now_s)
+        for edges in self._segments(until_s):
+            self._segment(interval, edges)
         carried = self._backhaul.carried(self._now_s, until_s, self._network.path_index, self._network.links)
         self._now_s = until_s
-        kpis = list(tally.kpis(until_s, self._fluid, carried.link_bps))
+        kpis = self._tally.kpis(until_s, interval, self._fluid, self._delay_rng, carried.link_bps)
         for name, offered, delivered in zip(
             self._backhaul.names, carried.offered_bps.tolist(), carried.throughput_bps.tolist(), strict=True
         ):
@@ -113,44 +119,46 @@ class FlowSession:
     ) -> None:
         self.close()
 
-    def _edges(self, until_s: float) -> list[float]:
-        """Step boundaries: every change of demand, and no step longer than ``MAX_STEP_S``."""
+    def _segments(self, until_s: float) -> Iterator[list[float]]:
+        """Step boundaries from one change of demand to the next; no step is longer than ``MAX_STEP_S``."""
         inside = self._changes_s[(self._changes_s > self._now_s) & (self._changes_s < until_s)]
-        marks = np.concatenate(([self._now_s], inside, [until_s]))
-        edges: list[float] = []
-        for start_s, stop_s in itertools.pairwise(marks.tolist()):
+        for start_s, stop_s in itertools.pairwise([self._now_s, *inside.tolist(), until_s]):
             parts = max(1, int(np.ceil((stop_s - start_s) / c.MAX_STEP_S - 1e-9)))
-            edges.extend(start_s + (stop_s - start_s) * part / parts for part in range(parts))
-        return [*edges, until_s]
+            yield [*(start_s + (stop_s - start_s) * part / parts for part in range(parts)), stop_s]
 
-    def _step(self, tally: Tally, start_s: float, length_s: float, draws: int) -> None:
-        net = self._network
-        middle_s = start_s + length_s / 2
-        rates = self._rates(middle_s)
+    def _segment(self, interval: Interval, edges: list[float]) -> None:
+        """The steps between two changes of demand."""
+        net, flows = self._network, self._flows
+        middles_s = np.array([start_s + (stop_s - start_s) / 2 for start_s, stop_s in itertools.pairwise(edges)])
+        rates = self._rates(float(middles_s[0]))
         attached = self._attached(rates > 0)
-        cqis = {ue: state.cqi(middle_s) if attached[ue] else 0 for ue, state in net.ues.items()}
-        # A detached UE runs no traffic; one that lost its network does, and gets nothing through.
-        sent_away = [net.ues[flow.ue].forced_attached is False for flow in self._load.flows]
-        rates = np.where(sent_away, 0.0, rates)
-        step = self._fluid.step(
-            start_s,
-            length_s,
-            self._offered(rates),
-            np.array([attached[ue] for ue in net.ue_names], dtype=bool),
-            np.array([cqis[ue] for ue in net.ue_names], dtype=np.int64),
-            self._loss_rng,
-        )
-        served = self._servers.step(step, self._request_rates(rates), self._request_rng)
-        for ue, now in attached.items():
-            if now and not self._was_attached[ue]:
-                tally.attaches.setdefault(net.ues[ue].slice, []).append(attach_time_s(net, ue))
+        for ue in np.flatnonzero(attached & ~self._was_attached).tolist():
+            state = self._ues[ue]
+            interval.attaches.setdefault(state.slice, []).append(attach_time_s(net, state.id))
         self._was_attached = attached
-        tally.steps.append(step)
-        tally.served.append(served)
-        tally.active.append(rates > 0)
-        tally.attached.append(attached)
-        tally.cqis.append(cqis)
-        self._draw(tally, step, rates > 0, draws, cqis)
+        cqis = np.where(attached, self._radio.cqi(middles_s), 0)
+        # A detached UE runs no traffic; one that lost its network does, and gets nothing through.
+        sent_away = np.array([state.forced_attached is False for state in self._ues], dtype=bool)
+        rates = np.where(sent_away[flows.ue], 0.0, rates)
+        offered = self._offered(rates)
+        requests = np.where(flows.requests, rates, 0.0)
+        active = np.repeat(rates > 0, 2)
+        for number, (start_s, stop_s) in enumerate(itertools.pairwise(edges)):
+            length_s = stop_s - start_s
+            cqi = cqis[number, flows.ue_of_network]
+            step = self._fluid.step(start_s, length_s, offered, attached[flows.ue_of_network], cqi, self._loss_rng)
+            draws = max(2, round(c.SAMPLES_PER_INTERVAL * length_s / interval.span_s))
+            served = self._servers.step(step, requests, self._request_rng)
+            working = step.open & (cqi[net.lane_ue] > 0) & (active | (step.delivered_bits > 0))
+            interval.add(step, served, rates > 0, attached, cqis[number], working, draws)
+            self._serve(interval, served, working.reshape(-1, 2).all(axis=1) & (served.answered > 0), draws)
+
+    def _serve(self, interval: Interval, served: Served, both: Mask, draws: int) -> None:
+        """What servers take for the requests of one step, of flows whose packets came through both ways."""
+        for flow in np.flatnonzero(both & interval.active[-1]).tolist():
+            app = self._load.flows[flow].app
+            times_s = self._servers.server_time_s(app, served.app_load[app], draws, self._request_rng)
+            interval.server_times.append((len(interval.steps) - 1, flow, times_s))
 
     def _rates(self, time_s: float) -> Array:
         """Rate of each flow at a time, in its own unit, demand factor included."""
@@ -161,54 +169,55 @@ class FlowSession:
                 rates[number] = flow.activities[last].rate * self._network.slices[flow.slice].demand_factor
         return rates
 
-    def _attached(self, active: Mask) -> dict[str, bool]:
+    def _attached(self, active: Mask) -> Mask:
         """UEs with a session: always, while a flow is active, or as an action says; none while gNB or UE is down."""
         net = self._network
-        busy = {flow.ue for flow, now in zip(self._load.flows, active, strict=True) if now}
-        found = {}
-        for ue, state in net.ues.items():
-            wanted = state.always_attached or ue in busy
-            if state.forced_attached is not None:
-                wanted = state.forced_attached
-            found[ue] = wanted and net.node_up(state.group) and net.node_up(state.gnb)
+        busy = np.zeros(len(self._ues), dtype=bool)
+        busy[self._flows.ue[active]] = True
+        up = {name: net.node_up(name) for name in (*net.groups, *net.gnbs)}
+        wanted = [
+            (now or ue.always_attached) if ue.forced_attached is None else ue.forced_attached
+            for ue, now in zip(self._ues, busy.tolist(), strict=True)
+        ]
+        reached = [up[ue.group] and up[ue.gnb] for ue in self._ues]
+        found: Mask = np.array(wanted, dtype=bool) & np.array(reached, dtype=bool)
         return found
 
     def _offered(self, rates: Array) -> Array:
         """bit/s that each lane's source sends. A stream needs its server to run."""
-        net = self._network
-        offered = np.zeros(len(net.lanes))
-        for number, lane in enumerate(net.lanes):
-            rate = rates[number // 2]
-            if lane.flow.service == "request":
-                offered[number] = rate * lane.bytes_per_request * 8
-            elif lane.direction == lane.flow.direction and (lane.direction == "ul" or net.node_up(lane.flow.app)):
-                offered[number] = rate
-        return offered
+        runs = np.array([self._network.node_up(flow.app) for flow in self._load.flows], dtype=bool)
+        sends = self._flows.paced & (np.repeat(runs, 2) | ~self._network.lane_down)
+        per_lane = np.repeat(rates, 2)
+        return np.where(sends, per_lane, per_lane * self._flows.bytes_per_request * 8)
 
-    def _request_rates(self, rates: Array) -> Array:
-        return np.where([flow.service == "request" for flow in self._load.flows], rates, 0.0)
 
-    def _draw(self, tally: Tally, step: Step, active: Mask, draws: int, cqis: dict[str, int]) -> None:
-        """Delays of packets, probes and requests of one step."""
-        net = self._network
-        heard: NDArray[np.bool_] = np.array([cqis[lane.ue] > 0 for lane in net.lanes], dtype=bool)
-        working = step.open & heard & (np.repeat(active, 2) | (step.delivered_bits > 0))
-        delays, jitters = draw_delays(net, step, working, draws, self._delay_rng)
-        packets = np.where(working, step.delivered_bits / net.lane_bits, 0.0)
-        tally.delays.append(Sample(delays, packets / draws))
-        tally.jitter.append(jitters)
-        both = working.reshape(-1, 2).all(axis=1) & active
-        trips = delays[0::2] + delays[1::2]
-        tally.rtts.append(Sample(trips, np.where(both, step.length_s / draws, 0.0)))
-        responses, server_times = np.zeros_like(trips), np.zeros_like(trips)
-        weights = np.zeros(active.size)
-        for number, flow in enumerate(self._load.flows):
-            if flow.service == "request" and both[number] and tally.served[-1].answered[number] > 0:
-                server = self._servers.server_time_s(
-                    flow.app, tally.served[-1].app_load[flow.app], draws, self._request_rng
-                )
-                server_times[number] = server
-                responses[number] = c.ROUND_TRIPS_PER_REQUEST * trips[number] + server
-                weights[number] = tally.served[-1].answered[number] / draws
-        tally.responses.append(Sample(responses, weights))
-        tally.server_times.append(Sample(server_times, weights))
+class _Flows:
+    """What stays the same of flows and lanes, as arrays: ``ue`` of each flow in the order of ``Network.ues``."""
+
+    def __init__(self, network: Network, load: Load) -> None:
+        numbers = {ue: number for number, ue in enumerate(network.ues)}
+        self.ue = np.array([numbers[flow.ue] for flow in load.flows], dtype=np.int64)
+        self.ue_of_network = np.array([numbers[ue] for ue in network.ue_names], dtype=np.int64)
+        self.requests = np.array([flow.service == "request" for flow in load.flows], dtype=bool)
+        ways = np.array([lane.direction == lane.flow.direction for lane in network.lanes], dtype=bool)
+        self.paced = ways & ~np.repeat(self.requests, 2)
+        self.bytes_per_request = np.array([lane.bytes_per_request for lane in network.lanes])
+
+
+class _Radio:
+    """CQI of all UEs: forced, scripted or of the channel model, in this order."""
+
+    def __init__(self, ues: Sequence[UeState]) -> None:
+        self._ues = ues
+        self._modelled = np.array([not ue.script for ue in ues], dtype=bool)
+        self._channels = Channels([ue.channel for ue in ues if not ue.script]) if self._modelled.any() else None
+
+    def cqi(self, times_s: Array) -> NDArray[np.int64]:
+        """Shape (times, ues)."""
+        found = np.zeros((times_s.size, len(self._ues)), dtype=np.int64)
+        if self._channels is not None:
+            found[:, self._modelled] = self._channels.cqi(times_s)
+        for number, ue in enumerate(self._ues):
+            if ue.forced_cqi is not None or ue.script:
+                found[:, number] = [ue.cqi(time_s) for time_s in times_s.tolist()]
+        return found

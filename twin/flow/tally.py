@@ -1,9 +1,9 @@
-"""What an interval adds up to, and the KPIs that are made of it."""
+"""The KPIs of an interval, made of its steps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,271 +11,324 @@ from numpy.typing import NDArray
 from topologies.model import App, Host, Switch
 from topologies.paths import path_links
 from twin.flow import constants as c
-from twin.flow.fluid import Fluid, Step
+from twin.flow.delays import draw_delays
+from twin.flow.fluid import Fluid
+from twin.flow.interval import Interval
 from twin.flow.maxmin import Array
 from twin.flow.network import Network
-from twin.flow.queueing import weighted_percentiles
-from twin.flow.requests import Served
-from twin.load import Flow
+from twin.flow.samples import RANKS, Samples
+from twin.flow.spans import Numbers, sums
 from twin.types import Kpi
 
-RANKS = (50, 95, 99)
 _THROTTLED_LOAD = 0.999
+_WAYS = ("dl", "ul")
+Rows = Iterator[tuple[str, str, float]]
 
 
-@dataclass
-class Sample:
-    """Draws of one step: ``values`` of shape (rows, count), ``weights`` of shape (rows,) for each draw."""
+class Groups:
+    """UEs, or slices, and whose each lane and flow is. A lane's code is 2 * group, plus 1 for uplink."""
 
-    values: Array
-    weights: Array
+    def __init__(self, network: Network, entities: Sequence[str], group_of_flow: Sequence[int]) -> None:
+        self.entities = tuple(entities)
+        self.of_flow: Numbers = np.array(group_of_flow, dtype=np.int64)
+        self.of_lane: Numbers = np.repeat(self.of_flow, 2)
+        self.code = 2 * self.of_lane + ~network.lane_down
+        requests = np.array([flow.service == "request" for flow in network.load.flows], dtype=bool)
+        ways = np.array([lane.direction == lane.flow.direction for lane in network.lanes], dtype=bool)
+        # What requests offer depends on the answers: only paced flows have a demand in bit/s.
+        self.paced_lanes = ways & ~np.repeat(requests, 2)
+        self.has_paced = (self.by_code(self.paced_lanes.astype(np.float64)) > 0).tolist()
+        self.has_requests = (self.by_group(requests.astype(np.float64)) > 0).tolist()
+
+    def by_code(self, lanes: Array) -> Array:
+        """Sums over the lanes of each group and direction, shape (2 groups,)."""
+        return sums(self.code, lanes, 2 * len(self.entities))
+
+    def by_group(self, flows: Array) -> Array:
+        """Sums over the flows of each group."""
+        return sums(self.of_flow, flows, len(self.entities))
+
+    def by_lane_group(self, lanes: Array) -> Array:
+        """Sums over the lanes of each group, both directions."""
+        return sums(self.of_lane, lanes, len(self.entities))
 
 
-@dataclass
 class Tally:
-    """Sums over the steps of one interval."""
+    """Makes KPIs of the intervals of one network."""
 
-    network: Network
-    steps: list[Step] = field(default_factory=list)
-    delays: list[Sample] = field(default_factory=list)
-    rtts: list[Sample] = field(default_factory=list)
-    responses: list[Sample] = field(default_factory=list)
-    server_times: list[Sample] = field(default_factory=list)
-    jitter: list[Array] = field(default_factory=list)
-    served: list[Served] = field(default_factory=list)
-    active: list[NDArray[np.bool_]] = field(default_factory=list)
-    attached: list[dict[str, bool]] = field(default_factory=list)
-    cqis: list[dict[str, int]] = field(default_factory=list)
-    attaches: dict[str, list[float]] = field(default_factory=dict)
+    def __init__(self, network: Network) -> None:
+        self._network = net = network
+        ues, slices = list(net.ues), list(net.slices)
+        flows = net.load.flows
+        self._by_ue = Groups(net, [f"ue:{ue}" for ue in ues], [ues.index(flow.ue) for flow in flows])
+        self._by_slice = Groups(net, [f"slice:{name}" for name in slices], [slices.index(flow.slice) for flow in flows])
+        self._ue_of_flow = np.zeros((len(flows), len(ues)))
+        self._ue_of_flow[np.arange(len(flows)), self._by_ue.of_flow] = 1.0
+        self._slice_of_ue = np.array([slices.index(ue.slice) for ue in net.ues.values()], dtype=np.int64)
+        self._members = [np.flatnonzero(self._slice_of_ue == number) for number in range(len(slices))]
+        self._apps = {name: number for number, name in enumerate(net.apps)}
+        self._app_of_flow = np.array([self._apps[flow.app] for flow in flows], dtype=np.int64)
+        self._rows_of_slice = [
+            [index for index, ue in enumerate(net.ue_names) if net.ues[ue].slice == name] for name in slices
+        ]
+        self._pools_of_slice = [
+            [index for index, pool in enumerate(net.pools) if name in pool.slices] for name in slices
+        ]
+        on_way = [{ue.group, ue.gnb, net.slices[ue.slice].upf} for ue in net.ues.values()]
+        self._ues_at = {name: [ue for ue, way in enumerate(on_way) if name in way] for name in net.nodes}
+        self._version = -1
 
-    def kpis(self, time_s: float, fluid: Fluid, backhaul_bps: Mapping[str, float]) -> tuple[Kpi, ...]:
-        """All KPIs of the interval that ends at ``time_s``; ``backhaul_bps``: what links carry of backhaul flows."""
-        rows = self._rows(fluid, backhaul_bps)
-        return tuple(Kpi(time_s, entity, name, float(value)) for entity, name, value in rows)
+    def kpis(
+        self,
+        time_s: float,
+        interval: Interval,
+        fluid: Fluid,
+        rng: np.random.Generator,
+        backhaul_bps: Mapping[str, float],
+    ) -> list[Kpi]:
+        """All KPIs of the interval that ends at ``time_s``. ``rng`` draws the delays of packets; ``backhaul_bps``: what
+        links carry of backhaul flows."""
+        net = self._network
+        if self._version != net.version:
+            self._version = net.version
+            self._rows = {name: row for row, name in enumerate(net.wired.names)}
+            self._crossings = _Crossings(net)
+        self._now = _Totals(interval)
+        delays = draw_delays(net, interval.steps, np.array(interval.working), interval.draws, rng)
+        self._samples = Samples(net, interval, delays)
+        rows = self._all(interval, fluid, backhaul_bps)
+        return [Kpi(time_s, entity, name, float(value)) for entity, name, value in rows]
 
-    def _rows(self, fluid: Fluid, backhaul_bps: Mapping[str, float]) -> Iterator[tuple[str, str, float]]:
-        net = self.network
-        self._lengths = np.array([step.length_s for step in self.steps])
-        self._span_s = float(self._lengths.sum())
-        lanes_of_ue: dict[str, list[int]] = {ue: [] for ue in net.ues}
-        for number, lane in enumerate(net.lanes):
-            lanes_of_ue[lane.ue].append(number)
-        self._offered = sum((step.offered_bits for step in self.steps), np.zeros(len(net.lanes)))
-        self._delivered = sum((step.delivered_bits for step in self.steps), np.zeros(len(net.lanes)))
-        self._dropped = sum((step.queue_drop_bits + step.lost_bits for step in self.steps), np.zeros(len(net.lanes)))
-        for ue, lanes in lanes_of_ue.items():
-            yield from self._traffic(f"ue:{ue}", lanes)
-            weights = self._lengths * [attached[ue] for attached in self.attached]
-            if weights.sum() > 0:
-                yield f"ue:{ue}", "cqi", float(weights @ [cqi[ue] for cqi in self.cqis] / weights.sum())
-        for number, name in enumerate(net.slices):
-            lanes = [lane for ue, found in lanes_of_ue.items() if net.ues[ue].slice == name for lane in found]
-            yield from self._traffic(f"slice:{name}", lanes)
-            yield from self._slice(number, name, lanes, fluid)
+    def _all(self, interval: Interval, fluid: Fluid, backhaul_bps: Mapping[str, float]) -> Rows:
+        net = self._network
+        weights = self._now.lengths[:, None] * np.array(interval.attached)
+        attached_s = weights.sum(axis=0)
+        cqi_s = (weights * np.array(interval.cqis)).sum(axis=0).tolist()
+        traffic = self._traffic(self._by_ue)
+        for number, length_s in enumerate(attached_s.tolist()):
+            yield from next(traffic)
+            if length_s > 0:
+                yield self._by_ue.entities[number], "cqi", cqi_s[number] / length_s
+        slices = self._slices(interval, fluid)
+        traffic = self._traffic(self._by_slice)
+        for _ in net.slices:
+            yield from next(traffic)
+            yield from next(slices)
+        cpus = self._program_cpus()
         for name in net.nodes:
-            yield from self._node(name)
-        for name in net.links:
-            yield from self._link(name, backhaul_bps.get(name, 0.0))
+            yield from self._node(name, interval, cpus)
+        carried = self._crossings.carried_bits(self._now.wired_bits)
+        for number, name in enumerate(net.links):
+            yield from self._link(name, carried[number] / self._now.span_s + backhaul_bps.get(name, 0.0))
         yield "run", "clock_lag_s", 0.0
 
     # ---- traffic of UEs and slices
 
-    def _traffic(self, entity: str, lanes: Sequence[int]) -> Iterator[tuple[str, str, float]]:
-        net = self.network
-        for way, down in (("dl", True), ("ul", False)):
-            chosen = [lane for lane in lanes if net.lane_down[lane] == down]
-            delivered = float(self._delivered[chosen].sum())
-            dropped = float(self._dropped[chosen].sum())
-            yield entity, f"throughput_{way}_bps", delivered / self._span_s
-            # What requests offer depends on the answers: only paced flows have a demand in bit/s.
-            paced = [lane for lane in chosen if self._paced(net.load.flows[lane // 2], way)]
-            if paced:
-                yield entity, f"offered_{way}_bps", float(self._offered[paced].sum()) / self._span_s
-            if delivered + dropped > 0:
-                packets = float((self._delivered[chosen] / net.lane_bits[chosen]).sum())
-                missing = float((self._dropped[chosen] / net.lane_bits[chosen]).sum())
-                yield entity, f"loss_{way}_ratio", missing / (packets + missing)
-            if delivered > 0:
-                yield from self._percentiles(entity, f"delay_{way}", self.delays, chosen)
-                yield entity, f"jitter_{way}_s", self._jitter(chosen)
-        flows = sorted({lane // 2 for lane in lanes})
-        yield from self._percentiles(entity, "rtt", self.rtts, flows)
-        requests = [flow for flow in flows if net.load.flows[flow].service == "request"]
-        if requests and any(served.asked[requests].sum() > 0 for served in self.served):
-            yield from self._requests(entity, requests, self.responses)
-
-    @staticmethod
-    def _paced(flow: Flow, way: str) -> bool:
-        return flow.service != "request" and flow.direction == way
-
-    def _jitter(self, lanes: Sequence[int]) -> float:
-        weights = np.array([step.delivered_bits[lanes] for step in self.steps])
-        values = np.array([jitter[lanes] for jitter in self.jitter])
-        return float((weights * values).sum() / weights.sum())
-
-    def _requests(self, entity: str, flows: Sequence[int], times: Iterable[Sample]) -> Iterator[tuple[str, str, float]]:
-        answered = sum(float(served.answered[flows].sum()) for served in self.served)
-        yield entity, "requests_per_s", answered / self._span_s
-        failed = sum(float(served.failed[flows].sum()) for served in self.served)
-        yield entity, "request_failures_per_s", failed / self._span_s
-        yield from self._percentiles(entity, "response", times, flows)
-
-    @staticmethod
-    def _percentiles(
-        entity: str, name: str, samples: Iterable[Sample], rows: Sequence[int]
-    ) -> Iterator[tuple[str, str, float]]:
-        """Over the draws of these rows in all steps, each weighted by the packets that it stands for."""
-        values, weights = [np.zeros(0)], [np.zeros(0)]
-        for sample in samples:
-            used = [row for row in rows if sample.weights[row] > 0]
-            values.append(sample.values[used].ravel())
-            weights.append(np.repeat(sample.weights[used], sample.values.shape[1]))
-        merged = np.concatenate(weights)
-        if merged.size:
-            found = weighted_percentiles(np.concatenate(values), merged, RANKS)
-            yield from ((entity, f"{name}_p{rank}_s", value) for rank, value in zip(RANKS, found, strict=True))
+    def _traffic(self, groups: Groups) -> Iterator[list[tuple[str, str, float]]]:
+        """KPIs of the traffic of each group, group by group."""
+        now, samples, span_s = self._now, self._samples, self._now.span_s
+        bits = self._network.lane_bits
+        delivered, dropped = groups.by_code(now.delivered).tolist(), groups.by_code(now.dropped).tolist()
+        offered = groups.by_code(np.where(groups.paced_lanes, now.offered, 0.0)).tolist()
+        packets = groups.by_code(now.delivered / bits).tolist()
+        missing = groups.by_code(now.dropped / bits).tolist()
+        jitter = groups.by_code(samples.jitter_bits).tolist()
+        asked, answered, failed = (groups.by_group(flows).tolist() for flows in (now.asked, now.answered, now.failed))
+        delays = samples.delays(groups.code)
+        trips, responses = samples.trips(groups.of_flow), samples.responses(groups.of_flow)
+        for number, entity in enumerate(groups.entities):
+            rows = []
+            for code, way in ((2 * number, "dl"), (2 * number + 1, "ul")):
+                rows.append((entity, f"throughput_{way}_bps", delivered[code] / span_s))
+                if groups.has_paced[code]:
+                    rows.append((entity, f"offered_{way}_bps", offered[code] / span_s))
+                if delivered[code] + dropped[code] > 0:
+                    rows.append((entity, f"loss_{way}_ratio", missing[code] / (packets[code] + missing[code])))
+                if delivered[code] > 0:
+                    rows.extend(_percentiles(entity, f"delay_{way}", delays.get(code)))
+                    rows.append((entity, f"jitter_{way}_s", jitter[code] / delivered[code]))
+            rows.extend(_percentiles(entity, "rtt", trips.get(number)))
+            if groups.has_requests[number] and asked[number] > 0:
+                rows.append((entity, "requests_per_s", answered[number] / span_s))
+                rows.append((entity, "request_failures_per_s", failed[number] / span_s))
+                rows.extend(_percentiles(entity, "response", responses.get(number)))
+            yield rows
 
     # ---- slices
 
-    def _mean(self, values: Iterable[float]) -> float:
-        """Mean over the interval of something that is constant in each step."""
-        return float(self._lengths @ np.fromiter(values, dtype=np.float64) / self._span_s)
-
-    def _slice(self, number: int, name: str, lanes: Sequence[int], fluid: Fluid) -> Iterator[tuple[str, str, float]]:
-        net = self.network
-        entity, state = f"slice:{name}", net.slices[name]
-        members = [ue for ue, found in net.ues.items() if found.slice == name]
-        yield entity, "attached_ues", self._mean(sum(attached[ue] for ue in members) for attached in self.attached)
-        yield entity, "active_ues", self._mean(self._active_ues(lanes))
-        if name in self.attaches:
-            yield entity, "attach_time_s", float(np.mean(self.attaches[name]))
-        yield entity, "prb_share", state.prb_share
-        yield entity, "queue_bytes", float(fluid.radio_bits[lanes].sum()) / 8
-        drops = sum(float((step.queue_drop_bits[lanes] / net.lane_bits[lanes]).sum()) for step in self.steps)
-        yield entity, "queue_drops_per_s", drops / self._span_s
-        limit_bps = net.transport_bps(state)
-        if limit_bps is not None:
-            waiting = fluid.wired_bits * fluid.standing_at("transport")
-            yield entity, "transport_queue_bytes", float(waiting[lanes].sum()) / 8
-            yield entity, "bandwidth_limit_bps", limit_bps
-        pools = [index for index, pool in enumerate(net.pools) if name in pool.slices]
-        prbs = sum(net.pool_prbs(net.pools[index]) for index in pools)
-        rows = [index for index, ue in enumerate(net.ue_names) if net.ues[ue].slice == name]
-        for way, row in (("dl", 0), ("ul", 1)):
-            if prbs > 0:
-                used = self._mean(float(step.prbs[row, rows].sum()) for step in self.steps)
-                yield entity, f"prb_used_{way}_ratio", used / prbs
-        if pools:
-            yield entity, "missed_slots_ratio", self._mean(float(step.missed[pools].mean()) for step in self.steps)
-        if pools and net.topology.slicing:  # otherwise one program does the work of all slices
-            yield entity, "cpu_used_millicores", 1000 * self._mean(float(step.slice_cpu[number]) for step in self.steps)
-            limit = net.pool_millicores(net.pools[pools[0]])
-            if limit is not None:
-                yield entity, "cpu_limit_millicores", limit
-                full = (float((step.cpu_load[pools] >= _THROTTLED_LOAD).mean()) for step in self.steps)
-                yield entity, "cpu_throttled_ratio", self._mean(full)
-
-    def _active_ues(self, lanes: Sequence[int]) -> Iterator[int]:
-        net = self.network
-        flows = {lane // 2 for lane in lanes}
-        for active in self.active:
-            yield len({net.load.flows[flow].ue for flow in flows if active[flow]})
+    def _slices(self, interval: Interval, fluid: Fluid) -> Iterator[Rows]:
+        net, now = self._network, self._now
+        attached = now.mean(np.array(interval.attached))
+        active = now.mean(np.array(interval.active) @ self._ue_of_flow > 0)
+        groups = self._by_slice
+        queues = (groups.by_lane_group(fluid.radio_bits) / 8).tolist()
+        drops = groups.by_lane_group(now.queue_drops / net.lane_bits).tolist()
+        waiting = (groups.by_lane_group(fluid.wired_bits * fluid.standing_at("transport")) / 8).tolist()
+        prbs, missed = now.mean(interval.of_steps("prbs")), now.mean(interval.of_steps("missed"))
+        cpus = now.mean(interval.of_steps("slice_cpu")).tolist()
+        full = now.mean(interval.of_steps("cpu_load") >= _THROTTLED_LOAD)
+        for number, (name, state) in enumerate(net.slices.items()):
+            entity = f"slice:{name}"
+            members, pools = self._members[number], self._pools_of_slice[number]
+            rows = [
+                (entity, "attached_ues", attached[members].sum()),
+                (entity, "active_ues", active[members].sum()),
+            ]
+            if name in interval.attaches:
+                rows.append((entity, "attach_time_s", np.mean(interval.attaches[name])))
+            rows.append((entity, "prb_share", state.prb_share))
+            rows.append((entity, "queue_bytes", queues[number]))
+            rows.append((entity, "queue_drops_per_s", drops[number] / now.span_s))
+            limit_bps = net.transport_bps(state)
+            if limit_bps is not None:
+                rows.append((entity, "transport_queue_bytes", waiting[number]))
+                rows.append((entity, "bandwidth_limit_bps", limit_bps))
+            total_prbs = sum(net.pool_prbs(net.pools[index]) for index in pools)
+            if total_prbs > 0:
+                used = prbs[:, self._rows_of_slice[number]].sum(axis=1)
+                rows.extend((entity, f"prb_used_{way}_ratio", used[row] / total_prbs) for row, way in enumerate(_WAYS))
+            if pools:
+                rows.append((entity, "missed_slots_ratio", missed[pools].mean()))
+            if pools and net.topology.slicing:  # otherwise one program does the work of all slices
+                rows.append((entity, "cpu_used_millicores", 1000 * cpus[number]))
+                limit = net.pool_millicores(net.pools[pools[0]])
+                if limit is not None:
+                    rows.append((entity, "cpu_limit_millicores", limit))
+                    rows.append((entity, "cpu_throttled_ratio", full[pools].mean()))
+            yield iter(rows)
 
     # ---- nodes and links
 
-    def _node(self, name: str) -> Iterator[tuple[str, str, float]]:
-        net = self.network
+    def _node(self, name: str, interval: Interval, program_cpus: Sequence[float]) -> Rows:
+        net, now = self._network, self._now
         node, state = net.topology.node(name), net.nodes[name]
         entity = f"node:{name}"
         if isinstance(node, Switch | Host) or not net.node_up(name):
             return
-        sessions = self._sessions(name)
-        yield entity, "cpu_used_millicores", 1000 * self._cpus(name)
+        row = self._rows.get(("cpu", name))
+        serves = isinstance(node, App) and node.service == "request"
+        if name in net.gnbs:
+            cpus = float(now.mean(self._gnb_cpus(name, interval)))
+        elif serves:
+            cpus = sum(served.app_cpu_s.get(name, 0.0) for served in interval.served) / now.span_s
+        else:
+            cpus = 0.0 if row is None else program_cpus[row]
+        yield entity, "cpu_used_millicores", 1000 * cpus
         if state.cpu_millicores is not None:
             yield entity, "cpu_limit_millicores", state.cpu_millicores * state.replicas
-            yield entity, "cpu_throttled_ratio", self._mean(self._full(name))
+            full = self._loads(name, row, state.cpu_millicores / 1000, interval) >= _THROTTLED_LOAD
+            yield entity, "cpu_throttled_ratio", float(now.mean(full))
+        sessions = int(interval.attached[-1][self._ues_at[name]].sum())
         yield entity, "memory_used_bytes", net.memory_bytes(name, sessions)
         if state.memory_mib is not None:
             yield entity, "memory_limit_bytes", state.memory_mib * 2**20
-        if isinstance(node, App) and node.service == "request":
+        if serves:
             yield entity, "replicas", float(state.replicas)
-            flows = [number for number, flow in enumerate(net.load.flows) if flow.app == name]
-            if flows:
-                yield from self._requests(entity, flows, self.server_times)
+            mine = self._app_of_flow == self._apps[name]
+            if mine.any():
+                yield entity, "requests_per_s", now.answered[mine].sum() / now.span_s
+                yield entity, "request_failures_per_s", now.failed[mine].sum() / now.span_s
+                found = self._samples.server_times(self._app_of_flow).get(self._apps[name])
+                yield from _percentiles(entity, "response", found)
 
-    def _sessions(self, name: str) -> int:
-        net = self.network
-        ways = {ue: {found.group, found.gnb, net.slices[found.slice].upf} for ue, found in net.ues.items()}
-        return sum(attached and name in ways[ue] for ue, attached in self.attached[-1].items())
+    def _program_cpus(self) -> list[float]:
+        """CPUs of packet programs, by wired row: the work, and waking up as far as they have time to sleep."""
+        net, now = self._network, self._now
+        wired = net.wired
+        programs = np.array([c.UE_PROGRAMS if name[-1] in net.groups else 1 for name in wired.names])
+        busy = now.wired_rate @ wired.usage.T
+        packets = now.wired_rate / net.lane_bits @ wired.crossed.T
+        idle = np.maximum(0.0, 1 - now.row_load)
+        used = np.minimum(busy + programs * packets * c.WAKE_NS * 1e-9 * idle, wired.capacity)
+        found: list[float] = now.mean(used).tolist()
+        return found
 
-    def _cpus(self, name: str) -> float:
-        """CPUs that a node used."""
-        net = self.network
-        if name in net.gnbs:
-            return self._mean(self._gnb_cpus(name))
-        if name in net.apps and net.apps[name].service == "request":
-            return sum(float(served.app_cpu_s.get(name, 0.0)) for served in self.served) / self._span_s
-        row = {key: index for index, key in enumerate(net.wired.names)}.get(("cpu", name))
-        if row is None:
-            return 0.0
-        return self._mean(self._program_cpus(name, row))
-
-    def _program_cpus(self, name: str, row: int) -> Iterator[float]:
-        """CPUs of a node's packet programs: the work, and waking up as far as they have time to sleep."""
-        net = self.network
-        programs = c.UE_PROGRAMS if name in net.groups else 1
-        crossing = net.wired.usage[row] > 0
-        for step in self.steps:
-            busy = float(net.wired.usage[row] @ step.wired_rate)
-            packets = float((step.wired_rate / net.lane_bits)[crossing].sum())
-            idle = max(0.0, 1 - float(step.row_load[row]))
-            yield min(busy + programs * packets * c.WAKE_NS * 1e-9 * idle, float(net.wired.capacity[row]))
-
-    def _gnb_cpus(self, name: str) -> Iterator[float]:
-        net = self.network
-        pools = net.ue_pool[net.lane_ue]
+    def _gnb_cpus(self, name: str, interval: Interval) -> Array:
+        """CPUs of one gNB in each step: a slice may have a part at several, so split by the work done here."""
+        net = self._network
         here = np.array([pool.gnb == name for pool in net.pools], dtype=bool)
         slices = len(net.slices)
-        # a slice may have a part at several gNBs: split what it used by the work done here
-        for step in self.steps:
-            work = step.gnb_packets * step.work_s
-            total = np.bincount(net.lane_slice, work, slices)
-            mine = np.bincount(net.lane_slice, work * here[pools] if here.size else work, slices)
-            share = np.divide(mine, total, out=np.zeros(slices), where=total > 0)
-            yield float(share @ step.slice_cpu)
+        work = interval.of_steps("gnb_packets") * interval.of_steps("work_s")
+        of_slice = np.zeros((len(net.lanes), slices))
+        of_slice[np.arange(len(net.lanes)), net.lane_slice] = 1.0
+        total = work @ of_slice
+        mine = (work * here[net.ue_pool[net.lane_ue]]) @ of_slice if here.size else total
+        share = np.divide(mine, total, out=np.zeros_like(total), where=total > 0)
+        found: Array = (share * interval.of_steps("slice_cpu")).sum(axis=1)
+        return found
 
-    def _full(self, name: str) -> Iterator[float]:
-        """Whether the CPU limit of a node was reached, per step."""
-        net = self.network
-        row = {key: index for index, key in enumerate(net.wired.names)}.get(("cpu", name))
-        limit = (net.nodes[name].cpu_millicores or 0.0) / 1000
-        inside = [index for index, pool in enumerate(net.pools) if pool.gnb == name]
-        for step, served in zip(self.steps, self.served, strict=True):
-            if name in net.gnbs:
-                load = float(step.cpu_used[inside].sum()) / limit
-            elif row is not None:
-                load = float(step.row_load[row])
-            else:
-                load = served.app_load.get(name, 0.0)
-            yield float(load >= _THROTTLED_LOAD)
+    def _loads(self, name: str, row: int | None, limit_cpus: float, interval: Interval) -> Array:
+        """Load of a node's CPU limit in each step."""
+        net = self._network
+        if name in net.gnbs:
+            inside = [index for index, pool in enumerate(net.pools) if pool.gnb == name]
+            found: Array = interval.of_steps("cpu_used")[:, inside].sum(axis=1) / limit_cpus
+            return found
+        if row is not None:
+            return self._now.row_load[:, row]
+        return np.array([served.app_load.get(name, 0.0) for served in interval.served])
 
-    def _link(self, name: str, backhaul_bps: float) -> Iterator[tuple[str, str, float]]:
-        net = self.network
+    def _link(self, name: str, rate_bps: float) -> Rows:
+        net = self._network
         entity, state = f"link:{name}", net.links[name]
-        carried: dict[str, float] = {}
-        for number, lane in enumerate(net.lanes):
-            for link, sender, header in net.hops[number]:
-                if link == name:
-                    share = 1 + header / lane.packet_bytes
-                    bits = sum(float(step.wired_rate[number]) * step.length_s for step in self.steps) * share
-                    carried[sender] = carried.get(sender, 0.0) + bits
         ends = net.topology.link_named(name)
         ends_up = net.node_up(ends.a) and net.node_up(ends.b)
         yield entity, "link_up", float(state.up and ends_up)
         if ends_up:
-            yield entity, "link_throughput_bps", max(carried.values(), default=0.0) / self._span_s + backhaul_bps
+            yield entity, "link_throughput_bps", rate_bps
         if state.bandwidth_bps is not None:
             yield entity, "bandwidth_limit_bps", state.bandwidth_bps
+
+
+class _Totals:
+    """Sums over the steps of one interval; per lane in bits, per flow in requests."""
+
+    def __init__(self, interval: Interval) -> None:
+        self.lengths = interval.of_steps("length_s")
+        self.span_s = float(self.lengths.sum())
+        self.offered = interval.of_steps("offered_bits").sum(axis=0)
+        self.delivered = interval.of_steps("delivered_bits").sum(axis=0)
+        self.queue_drops = interval.of_steps("queue_drop_bits").sum(axis=0)
+        self.dropped = self.queue_drops + interval.of_steps("lost_bits").sum(axis=0)
+        self.wired_rate = interval.of_steps("wired_rate")
+        self.wired_bits = self.lengths @ self.wired_rate
+        self.row_load = interval.of_steps("row_load")
+        self.asked, self.answered, self.failed = (
+            interval.of_served(name).sum(axis=0) for name in ("asked", "answered", "failed")
+        )
+
+    def mean(self, values: NDArray[Any]) -> Array:
+        """Mean over the interval of something that is constant in each step, which is the first axis."""
+        found: Array = self.lengths @ values.reshape(self.lengths.size, -1) / self.span_s
+        return found.reshape(values.shape[1:])
+
+
+class _Crossings:
+    """Which lanes cross which link in which direction, and with how many bits per bit of IP."""
+
+    def __init__(self, network: Network) -> None:
+        links = {name: 2 * number for number, name in enumerate(network.links)}
+        ends = {name: network.topology.link_named(name).b for name in links}
+        crossings = [
+            (number, links[link] + (sender == ends[link]), 1 + header / lane.packet_bytes)
+            for number, lane in enumerate(network.lanes)
+            for link, sender, header in network.hops[number]
+        ]
+        self._lane = np.array([lane for lane, _, _ in crossings], dtype=np.int64)
+        self._way = np.array([way for _, way, _ in crossings], dtype=np.int64)
+        self._share = np.array([share for _, _, share in crossings])
+        self._ways = 2 * len(links)
+
+    def carried_bits(self, lane_bits: Array) -> list[float]:
+        """Bits on each link, of the direction that carries more."""
+        both = sums(self._way, lane_bits[self._lane] * self._share, self._ways)
+        found: list[float] = both.reshape(-1, 2).max(axis=1, initial=0.0).tolist()
+        return found
+
+
+def _percentiles(entity: str, name: str, found: Sequence[float] | None) -> Rows:
+    if found is not None:
+        yield from ((entity, f"{name}_p{rank}_s", value) for rank, value in zip(RANKS, found, strict=True))
 
 
 def attach_time_s(network: Network, ue: str) -> float:

@@ -114,10 +114,10 @@ class Channel:
         self.mean_sinr_db = tx_power_dbm + ANTENNA_GAIN_DBI - loss_db - shadow_db - noise_dbm
         doppler_rad = 2 * math.pi * speed_mps * carrier_ghz * 1e9 / LIGHT_MPS
         ratio = 10 ** (_RICIAN_DB[path_loss] / 10) if self.line_of_sight else 0.0
-        self._direct = math.sqrt(ratio / (ratio + 1))
-        self._scattered = math.sqrt(2 / SINUSOIDS / (ratio + 1) / 2)
+        self.direct = math.sqrt(ratio / (ratio + 1))
+        self.scattered = math.sqrt(2 / SINUSOIDS / (ratio + 1) / 2)
         # Per sub-band: angular speed and phase of each sinusoid, in phase and in quadrature.
-        self._bands = [
+        self.bands = [
             [self._sinusoid(draw, doppler_rad, index) for index in range(SINUSOIDS)] for _ in range(SUB_BANDS)
         ]
         self._step = -1
@@ -137,12 +137,12 @@ class Channel:
         """Gain of the fading at a time, in dB; its mean power over time is 1."""
         cos = math.cos
         power = 0.0
-        for band in self._bands:
+        for band in self.bands:
             real = imaginary = 0.0
             for speed_real, phase_real, speed_imaginary, phase_imaginary in band:
                 real += cos(speed_real * time_s + phase_real)
                 imaginary += cos(speed_imaginary * time_s + phase_imaginary)
-            power += (self._direct + self._scattered * real) ** 2 + (self._scattered * imaginary) ** 2
+            power += (self.direct + self.scattered * real) ** 2 + (self.scattered * imaginary) ** 2
         return 10 * math.log10(max(power / SUB_BANDS, 1e-6))
 
     def sinr_db(self, time_s: float) -> float:

@@ -26,6 +26,13 @@ from controllers.iab.problem import SolveError
 FORMAT = "twinbed-checkpoint"
 VERSION = 1
 _META = "meta"
+# Arrays and description, unpacked; PHaul for 1000 flows has less.
+_MOST_BYTES = 1 << 30
+# What reading an archive, its arrays or its description raises where a byte is wrong.
+_DAMAGED = (
+    *(ValueError, TypeError, EOFError, KeyError, NotImplementedError, MemoryError, OverflowError, RecursionError),
+    *(RuntimeError, zlib.error, zipfile.BadZipFile),
+)
 
 
 class CheckpointError(SolveError):
@@ -91,13 +98,17 @@ def read(path: Path, agent: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     try:
-        with zipfile.ZipFile(io.BytesIO(content)):
-            # np.load takes other files than archives, too.
+        # np.load takes other files than archives, too.
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > _MOST_BYTES:
+                raise CheckpointError(f"{path}: holds more than {_MOST_BYTES >> 20} MiB, which no checkpoint here does")
             loaded = np.load(io.BytesIO(content), allow_pickle=False)
         with loaded:
             arrays = {name: loaded[name] for name in loaded.files}
         meta = json.loads(bytes(arrays.pop(_META)).decode())
-    except (ValueError, TypeError, EOFError, KeyError, NotImplementedError, zlib.error, zipfile.BadZipFile):
+    except CheckpointError:
+        raise
+    except _DAMAGED:
         raise CheckpointError(f"{path}: is not a checkpoint of TwinBed, or is damaged") from None
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise CheckpointError(f"{path}: is not a checkpoint of TwinBed")

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import io
 import json
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +79,17 @@ def damaged(path: Path, kind: str) -> None:
         checkpoint.write(path, "microopt", {}, {})
     elif kind == "nan":
         checkpoint.write(path, "phaul", {}, {"a": np.array([1.0, np.nan])})
+    elif kind == "huge array":
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (1 << 50,)})
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("huge.npy", header.getvalue())
+    elif kind == "bomb":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("meta.npy", "w") as file:
+            for _ in range(11):
+                file.write(bytes(100 << 20))
+    elif kind == "deep":
+        np.savez(path, meta=np.frombuffer(b"[" * 100_000, dtype=np.uint8))
     elif kind == "missing":
         path.unlink()
 
@@ -94,6 +107,9 @@ def damaged(path: Path, kind: str) -> None:
         ("no meta", "is not a checkpoint of TwinBed"),
         ("version", "has format version 7, this program reads 1"),
         ("other agent", "is a checkpoint of microopt, not of phaul"),
+        ("huge array", "is not a checkpoint of TwinBed, or is damaged"),
+        ("bomb", "holds more than 1024 MiB, which no checkpoint here does"),
+        ("deep", "is not a checkpoint of TwinBed, or is damaged"),
         ("nan", "array a has values that are no numbers"),
         ("missing", "cannot be read: No such file or directory"),
     ],

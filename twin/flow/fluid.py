@@ -90,7 +90,7 @@ class Fluid:
         net = self._network
         down = net.lane_down
         is_open = attached[net.lane_ue] & ~net.way.blocked
-        arrivals, shut_bits = offered, np.zeros_like(offered)
+        arrivals, shut_bits = offered, np.zeros(offered.size)
         if not is_open.all():
             shut_bits = np.where(is_open, 0.0, offered * length_s + self.wired_bits + self.radio_bits)
             self.wired_bits[~is_open] = 0.0
@@ -117,7 +117,7 @@ class Fluid:
 
         bits = delivered * length_s
         lost = self._lost(bits, rng)
-        row_load = np.ones_like(wired.capacity)
+        row_load = np.ones(wired.capacity.size)
         np.divide(wired.usage @ wired_rate, wired.capacity, out=row_load, where=wired.capacity > 0)
         return Step(
             start_s=start_s,
@@ -143,7 +143,7 @@ class Fluid:
 
     def _lost(self, bits: Array, rng: np.random.Generator) -> Array:
         """What lossy links drop: binomial in packets, so that short intervals scatter as real ones do."""
-        lost = np.zeros_like(bits)
+        lost = np.zeros(bits.size)
         lossy, survival = self._network.way.lossy, self._network.way.survival
         if lossy.size:
             packets = np.rint(bits[lossy] / self._network.lane_bits[lossy]).astype(np.int64)
@@ -165,10 +165,10 @@ class Fluid:
 
     def _queues(self, bits: Array) -> list[tuple[int, NDArray[np.int64]]]:
         """(row, lanes that wait there) of every wired queue with a backlog."""
-        lanes = np.flatnonzero(bits > 0)
-        if not lanes.size:
+        if not bits.any():
             return []
         wired = self._network.wired
+        lanes = np.flatnonzero(bits > 0)
         rows = wired.row_at[self._stands_at[lanes]]
         queues: dict[int, list[int]] = {}
         for lane, row in zip(lanes.tolist(), rows.tolist(), strict=True):
@@ -177,7 +177,7 @@ class Fluid:
         return [(row, np.array(found)) for row, found in queues.items()]
 
     def _overflow_wired(self) -> Array:
-        dropped = np.zeros_like(self.wired_bits)
+        dropped = np.zeros(self.wired_bits.size)
         for _, lanes in self._queues(self.wired_bits):
             packets = float((self.wired_bits[lanes] / self._network.lane_bits[lanes]).sum())
             if packets > c.QUEUE_PACKETS:
@@ -192,7 +192,7 @@ class Fluid:
         Uplink and downlink meet only at CPUs; links and transport limits have a queue for each.
         """
         wired = self._network.wired
-        delay = np.zeros_like(bits)
+        delay = np.zeros(bits.size)
         for row, lanes in self._queues(bits):
             service = float(wired.usage[row] @ rate)
             if service > 0:
@@ -204,17 +204,17 @@ class Fluid:
     def _overflow_radio(self) -> Array:
         """The gNB holds at most ``queue_bytes`` per UE and direction."""
         if not self.radio_bits.any():
-            return np.zeros_like(self.radio_bits)
+            return np.zeros(self.radio_bits.size)
         held, allowed = self._gnb.per_unit(self.radio_bits), self._gnb.queue_bits
-        keep = np.divide(allowed, held, out=np.ones_like(held), where=held > allowed)
+        keep = np.divide(allowed, held, out=np.ones(held.size), where=held > allowed)
         dropped: Array = self.radio_bits * (1 - keep[self._gnb.unit_of_lane])
         self.radio_bits = self.radio_bits - dropped
         return dropped
 
     def _radio_delay_s(self, bits: Array, rate: Array) -> Array:
         if not bits.any():
-            return np.zeros_like(bits)
+            return np.zeros(bits.size)
         waiting, served = self._gnb.per_unit(bits), self._gnb.per_unit(rate)
-        delay = np.divide(waiting, served, out=np.zeros_like(served), where=served > 0)
+        delay = np.divide(waiting, served, out=np.zeros(served.size), where=served > 0)
         found: Array = delay[self._gnb.unit_of_lane]
         return found

@@ -27,9 +27,10 @@ def max_min(usage: Array, capacity: Array, demand: Array) -> tuple[Array, NDArra
     slack = _TOLERANCE * np.maximum(capacity, 1.0)
     # What all demands together leave room at cannot become full on the way to them.
     wanted = usage @ demand
-    tight = np.flatnonzero((wanted > 0) & (wanted * (1 + _CLEAR) + 2 * slack >= capacity))
-    if not tight.size:
+    may_fill = (wanted > 0) & (wanted * (1 + _CLEAR) + 2 * slack >= capacity)
+    if not may_fill.any():
         return np.maximum(demand, 0.0), limit
+    tight = np.flatnonzero(may_fill)
     return _filled(usage[tight], capacity[tight], slack[tight], demand, tight, limit)
 
 

@@ -62,5 +62,6 @@ def weighted_percentiles(samples: Array, weights: Array, ranks: tuple[int, ...])
     """The smallest samples below which ``rank`` percent of the weight lies; needs a positive weight."""
     order = np.argsort(samples, kind="stable")
     reached = np.cumsum(weights[order])
-    places = np.searchsorted(reached, [rank / 100 * reached[-1] for rank in ranks], side="left")
-    return tuple(float(samples[order[min(int(place), samples.size - 1)]]) for place in places)
+    total = float(reached[-1])
+    places = reached.searchsorted([rank / 100 * total for rank in ranks], side="left").tolist()
+    return tuple(float(samples[order[min(place, samples.size - 1)]]) for place in places)

@@ -60,10 +60,11 @@ class Servers:
             if not net.node_up(name):
                 self._backlog[name] = 0.0
                 continue
-            capacity = self.capacity_per_s(name) * length_s
+            capacity_per_s = self.capacity_per_s(name)
+            capacity = capacity_per_s * length_s
             done = min(total + self._backlog[name], capacity)
             waiting = total + self._backlog[name] - done
-            patience = self.capacity_per_s(name) * c.REQUEST_TIMEOUT_S
+            patience = capacity_per_s * c.REQUEST_TIMEOUT_S
             self._backlog[name] = min(waiting, patience)
             if total > 0:
                 answered += reaching * min(1.0, done / total)
@@ -115,7 +116,7 @@ class Servers:
 
     def _through(self, step: Step) -> Array:
         """Share of each flow's requests and responses that the network carried, shape (flows,)."""
-        share = np.zeros_like(step.offered_bits)
+        share = np.zeros(step.offered_bits.size)
         np.divide(step.delivered_bits, step.offered_bits, out=share, where=step.offered_bits > 0)
         # TCP repairs single losses; a lane that is shut or starved is what stops requests.
         pairs = np.minimum(share.reshape(-1, 2), 1.0)

@@ -6,9 +6,10 @@
 and 60 nodes: the vector environment from ``gymnasium.make_vec``, in NEXT_STEP and SAME_STEP mode, and in
 the same run the single one from ``gymnasium.make``. Actions are random and drawn beforehand; observations,
 rewards, infos and the resets after every 300 steps are in the figures. Then ``twinbed/SliceScaling-v0`` at
-fidelity ``flow``, whose step is an interval of the whole quickstart network. The rate is all steps over all
-time, the best of ``--repeats`` per network. Target, on 2 cores: 300,000 steps/s with 1024 environments of
-20 nodes. mobile-env makes 45 to 768 steps/s, the released environment of PHaul 435 to 3,300.
+fidelity ``flow``, whose step is an interval of the whole quickstart network, and the bare episodes of two
+library scenarios, in steps per second of CPU time, which other load on the host changes less. The rate is
+all steps over all time, the best of ``--repeats`` per network. Target, on 2 cores: 300,000 steps/s with 1024
+environments of 20 nodes. mobile-env makes 45 to 768 steps/s, the released environment of PHaul 435 to 3,300.
 """
 
 from __future__ import annotations
@@ -22,11 +23,16 @@ import gymnasium
 import numpy as np
 
 import agents  # noqa: F401 registers the environments
+from scenarios.engine import Episode
+from scenarios.loader import load_scenario
+from scenarios.registry import find_scenario
 from topologies.iab import IabNetwork, generate
+from twin.flow import FlowBackend
 
 TARGET_PER_S = 300_000
 MOBILE_ENV_PER_S = (45, 768)
 EPISODE_STEPS = 300
+EPISODES = ("quickstart", "two_cells")
 
 
 def vector_s(network: IabNetwork, envs: int, mode: str, threads: int, repeats: int) -> float:
@@ -83,6 +89,20 @@ def slices_s(repeats: int) -> float:
     return min(times) / steps
 
 
+def episode_cpu_s(name: str, repeats: int) -> float:
+    """CPU seconds per interval of a library scenario on the flow model, without a store."""
+    scenario = load_scenario(find_scenario(name))
+    times = []
+    for _ in range(repeats):
+        with Episode(scenario, FlowBackend()) as episode:
+            start, steps = time.process_time(), 0
+            while not episode.done:
+                episode.step()
+                steps += 1
+            times.append((time.process_time() - start) / steps)
+    return min(times)
+
+
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """All figures, in steps per second."""
     found: dict[str, Any] = {"envs": arguments.envs, "threads": arguments.threads, "sizes": []}
@@ -101,6 +121,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         row["single_per_s"] = 1 / float(np.mean([single_s(network, arguments.repeats) for network in networks]))
         found["sizes"].append(row)
     found["slice_scaling_per_s"] = 1 / slices_s(arguments.repeats)
+    found["episode_per_cpu_s"] = {name: 1 / episode_cpu_s(name, arguments.repeats) for name in EPISODES}
     return found
 
 
@@ -129,6 +150,9 @@ def main() -> int:
             )
         print(f"{row['nodes']} nodes, single environment: {row['single_per_s']:,.0f} steps/s")
     print(f"slice scaling, quickstart, flow: {found['slice_scaling_per_s']:,.1f} steps/s")
+    for name, rate in found["episode_per_cpu_s"].items():
+        low, high = MOBILE_ENV_PER_S
+        print(f"episode of {name}, flow: {rate:,.0f} steps per CPU second (mobile-env: {low} to {high} steps/s)")
     return 0
 
 

@@ -1,6 +1,7 @@
-"""Learning: environments, agents, training. Needs `pip install twinbed[learning]`.
+"""Learning: environments, agents, training.
 
-Importing this registers the Gymnasium environments, where Gymnasium is installed.
+Environments and training need ``pip install 'twinbed[learning]'``, decisions of what was learned do not. Importing this
+registers the Gymnasium environments, where Gymnasium is installed.
 """
 
 import importlib.util

@@ -113,7 +113,7 @@ def read(path: Path, agent: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise CheckpointError(f"{path}: is not a checkpoint of TwinBed")
     if meta.get("version") != VERSION:
-        raise CheckpointError(f"{path}: has format version {meta.get('version')}, this program reads {VERSION}")
+        raise CheckpointError(f"{path}: has format version {meta.get('version')!r}, this program reads {VERSION}")
     if meta.get("agent") != agent:
         raise CheckpointError(f"{path}: is a checkpoint of {meta.get('agent')}, not of {agent}")
     for name, array in arrays.items():

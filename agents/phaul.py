@@ -130,14 +130,15 @@ def policy_of(meta: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], where
         flows = tuple(str(name) for name in meta["flows"])
         k_paths, gamma, steps = int(meta["k_paths"]), float(meta["gamma"]), int(meta["episode_steps"])
         network = None if meta["network"] is None else network_from_json(meta["network"])
+        masking = bool(meta["masking"])
         layers = tuple(
             (
-                np.asarray(arrays[f"policy/{name}.weight"], dtype=np.float32),
-                np.asarray(arrays[f"policy/{name}.bias"], dtype=np.float32),
+                arrays[f"policy/{name}.weight"].astype(np.float32, casting="same_kind"),
+                arrays[f"policy/{name}.bias"].astype(np.float32, casting="same_kind"),
             )
             for name in _ACTOR
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{where}: is damaged: {type(error).__name__}: {error}") from None
     width = 3 * len(flows)
     for weight, bias in layers:
@@ -148,7 +149,9 @@ def policy_of(meta: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], where
         raise CheckpointError(f"{where}: is damaged: its numbers of flows, paths and actions do not fit together")
     if network is not None and fingerprint(network) != meta.get("fingerprint"):
         raise CheckpointError(f"{where}: is damaged: its topology does not have the fingerprint that it states")
-    return PhaulPolicy(flows, k_paths, gamma, steps, network, layers, bool(meta["masking"]), where)
+    if network is not None and flows != tuple(flow.id for flow in network.flows):
+        raise CheckpointError(f"{where}: is damaged: its flows are not those of its topology")
+    return PhaulPolicy(flows, k_paths, gamma, steps, network, layers, masking, where)
 
 
 def search(

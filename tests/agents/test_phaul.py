@@ -193,7 +193,15 @@ def test_a_checkpoint_that_contradicts_itself(folder: Path, tmp_path: Path) -> N
         ({**content, "fingerprint": "0"}, arrays, "does not have the fingerprint that it states"),
         ({**content, "network": {"nodes": []}}, arrays, "is damaged: IabError"),
         ({name: value for name, value in content.items() if name != "gamma"}, arrays, "is damaged: KeyError: 'gamma'"),
+        (
+            {name: value for name, value in content.items() if name != "masking"},
+            arrays,
+            "is damaged: KeyError: 'masking'",
+        ),
+        ({**content, "k_paths": float("inf")}, arrays, "is damaged: OverflowError"),
+        ({**content, "flows": content["flows"][::-1]}, arrays, "its flows are not those of its topology"),
         (content, {**arrays, weight: arrays[weight][:, :5]}, "a layer has shape"),
+        (content, {**arrays, weight: arrays[weight] * 1j}, "is damaged: TypeError"),
     ]
     path = tmp_path / "bad.npz"
     for meta, values, message in cases:

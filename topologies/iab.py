@@ -137,6 +137,11 @@ class BapRoutingId:
     address: int
     path: int
 
+    @property
+    def bits(self) -> int:
+        """Both as one number of 20 bits, the address first."""
+        return self.address * BAP_FIELD_SIZE + self.path
+
 
 # --- checks
 
@@ -649,12 +654,12 @@ def _common_links_cost(path: IabPath, used: Mapping[tuple[str, str, str], int]) 
 HEURISTICS = {"shortest": _no_cost, "last_hop": _last_hop_cost, "least_common": _common_links_cost}
 
 
-def routing_ids(network: IabNetwork) -> dict[str, tuple[BapRoutingId, ...]]:
+def routing_ids(network: IabNetwork, *, back: bool = False) -> dict[str, tuple[BapRoutingId, ...]]:
     """The BAP routing id of every path of every flow: ``{flow id: ids in the order of its paths}``.
 
-    The address is that of the donor in which the path ends: its place among the nodes, from 1. The
-    path identity numbers the different paths to that donor, from 0; flows with the same path share it.
-    IabError when 10 bits are too few.
+    The address is that of the donor in which the path ends, or of the flow's source on the way
+    ``back``: its place among the nodes, from 1. The path identity numbers the different paths to that
+    node, from 0; flows with the same path share it. IabError when 10 bits are too few.
     """
     address = {node.id: number for number, node in enumerate(network.nodes, start=1)}
     numbers: dict[str, dict[IabPath, int]] = {}
@@ -662,11 +667,11 @@ def routing_ids(network: IabNetwork) -> dict[str, tuple[BapRoutingId, ...]]:
     for flow in network.flows:
         ids = []
         for path in flow.paths:
-            donor = path.nodes[-1]
-            known = numbers.setdefault(donor, {})
-            ids.append(BapRoutingId(address[donor], known.setdefault(path, len(known))))
-            for what, value in (("addresses", ids[-1].address), ("paths to one donor", ids[-1].path)):
+            end = path.nodes[0 if back else -1]
+            known = numbers.setdefault(end, {})
+            ids.append(BapRoutingId(address[end], known.setdefault(path, len(known))))
+            for what, value in (("addresses", ids[-1].address), ("paths to one node", ids[-1].path)):
                 if value >= BAP_FIELD_SIZE:
-                    raise IabError(f"node {donor}: BAP has room for {BAP_FIELD_SIZE} {what} (TS 38.340), got more")
+                    raise IabError(f"node {end}: BAP has room for {BAP_FIELD_SIZE} {what} (TS 38.340), got more")
         found[flow.id] = tuple(ids)
     return found

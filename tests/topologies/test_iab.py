@@ -256,6 +256,11 @@ def test_routing_ids_tell_the_paths_to_a_donor_apart() -> None:
             assert donors[routing_id.address - 1] == path.nodes[-1]
             key = routing_id.address, routing_id.path
             assert found.setdefault(key, (path.band, path.nodes)) == (path.band, path.nodes)
+            assert routing_id.bits >> 10 == routing_id.address and routing_id.bits & 1023 == routing_id.path
+    for flow, ids in routing_ids(network, back=True).items():
+        source = next(one.source for one in network.flows if one.id == flow)
+        assert {donors[one.address - 1] for one in ids} == {source}
+        assert [one.path for one in ids] == list(range(len(ids)))
 
 
 def test_more_nodes_than_bap_can_address() -> None:

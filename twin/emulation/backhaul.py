@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from topologies.iab import BAP_FIELD_SIZE
+from topologies.backhaul import to_network
+from topologies.iab import BapRoutingId, IabError, routing_ids
 from topologies.model import BackhaulFlow, BackhaulPath, IabDonor, IabNode, Link, Topology, TopologyError
 
 LABEL_BYTES = 4
@@ -56,20 +57,8 @@ class BackhaulPlan:
         self.by_host: dict[str, FlowPlan] = {}
         if len(topology.backhaul) > MAX_FLOWS:
             raise TopologyError(f"backhaul: at most {MAX_FLOWS} flows on emulation, got {len(topology.backhaul)}")
-        addresses = [node.name for node in topology.nodes if isinstance(node, IabNode | IabDonor)]
         self.sinks = tuple(dict.fromkeys(flow.sink for flow in topology.backhaul))
-        identities: dict[str, dict[BackhaulPath, int]] = {}
-
-        def label(towards: str, path: BackhaulPath) -> int:
-            known = identities.setdefault(towards, {})
-            identity = known.setdefault(path, len(known))
-            address = addresses.index(towards) + 1
-            if max(identity, address) >= BAP_FIELD_SIZE:
-                raise TopologyError(
-                    f"backhaul: BAP has 10 bits for addresses and for paths to one node (TS 38.340), {towards} has more"
-                )
-            return address * BAP_FIELD_SIZE + identity
-
+        up, down = _routing_ids(topology)
         for number, flow in enumerate(topology.backhaul, start=1):
             sink = self.sinks.index(flow.sink) + 1
             octets = f"{number >> 8:02x}:{number & 255:02x}"
@@ -81,8 +70,8 @@ class BackhaulPlan:
                 sink_address=f"10.203.0.{sink}",
                 # Of no interface: the donor writes the one of the sink's interface into what it hands over.
                 sink_mac=f"02:74:64:00:{sink:02x}:01",
-                up_labels=tuple(label(path.nodes[-1], path) for path in flow.paths),
-                down_labels=tuple(label(flow.source, path) for path in flow.paths),
+                up_labels=tuple(one.bits for one in up[flow.name]),
+                down_labels=tuple(one.bits for one in down[flow.name]),
             )
             if any(node.name == plan.host for node in topology.nodes):
                 raise TopologyError(f"backhaul flow {flow.name}: node {plan.host} has the name of its source host")
@@ -178,6 +167,17 @@ class BackhaulPlan:
                 "port": port_of(plan.link),
             },
         }
+
+
+def _routing_ids(topology: Topology) -> list[dict[str, tuple[BapRoutingId, ...]]]:
+    """BAP routing ids by flow, of the way to the donors and of the way back."""
+    if not topology.backhaul:
+        return [{}, {}]
+    try:
+        network = to_network(topology)
+        return [routing_ids(network, back=back) for back in (False, True)]
+    except IabError as error:
+        raise TopologyError(f"backhaul: {error}") from None
 
 
 def source_commands(plan: FlowPlan) -> Iterator[str]:

@@ -6,11 +6,14 @@ allocation that keeps E[beta] below the threshold, and CPU and bandwidth of the 
 Beyond the paper, which misses the threshold in two of nine settings for want of it (section VI-E), the measured beta is
 fed back:
 
-- a margin m on the QoS threshold, q_thresh (1 + m), follows the measured degradation as in adaptive conformal inference
-  (Gibbs and Candes, 2021): after every observation m <- m + gain w (degraded - aim beta_thresh), with w the users in
-  parts of their mean. The sum of the steps is m itself, which is bounded, so that the long-run share of degraded users
-  tends to aim beta_thresh whatever is wrong with the model: too much degradation raises the threshold that the
-  optimiser sees, too little lowers it;
+- the promise is an account: aim beta_thresh of the users may be degraded, what was degraded is taken off, and what is
+  left or owed is spread over the users of the next ``recovery_s`` seconds: the beta that the optimiser gets is
+  aim beta_thresh + account / users expected in that time, within TARGETS times aim beta_thresh. Debts stay until
+  they are paid; credit lapses beyond what ``recovery_s`` seconds at aim beta_thresh are worth;
+- a margin m on the QoS threshold, q_thresh (1 + m), follows what is wrong with the model, as in adaptive conformal
+  inference (Gibbs and Candes, 2021): after every observation m <- m + gain w (degraded - beta that was asked for),
+  with w the users in parts of their mean. The sum of the steps is m itself, which is bounded, so that in the long run
+  as many users are degraded as were asked for, whatever the model says;
 - while beta since the start exceeds its threshold, no resource goes below the last allocation under which an interval
   kept it, as "OnSlicing" switches to a safe one.
 
@@ -40,6 +43,7 @@ SETTABLE = ("cpu_millicores", "bandwidth_mbps", "prb_share")
 FORECASTERS = ("quantile", "recent")
 DEFAULT_MODEL = Path(__file__).parent / "data" / "testbed.pt"
 MARGIN_LOW, MARGIN_HIGH = -0.6, 1.5
+TARGETS = (0.1, 2.0)
 _CHANGE = 0.003
 
 
@@ -52,6 +56,10 @@ class _Slice:
     beta_thresh: float
     forecaster: Forecaster | None = None
     margin: float = 0.0
+    account: float = 0.0
+    """User intervals that may still be degraded; negative: owed."""
+    target: float = 0.0
+    """E[beta] that the last decision asked for."""
     beta: float = 0.0
     users: float = 0.0
     degraded: float = 0.0
@@ -65,10 +73,11 @@ class MicroOpt:
     """Predicts, optimises and applies the allocation of every slice in scope that has both thresholds.
 
     ``model`` (or ``policy``): a slice model file, fitted on resources that a slice can be given (twin slice-model fit);
-    default: the one of this testbed. ``q_thresh_mbps``, ``beta_thresh``: instead of the SLA's at the start.
+    default: the one of the scenario microopt. ``q_thresh_mbps``, ``beta_thresh``: instead of the SLA's at the start.
     ``eta``: cost per unit of each resource, default 1 / the largest that the model knows. ``capacity``: what the
     slices share. ``forecaster``: quantile or recent. ``aim``: part of beta_thresh that is aimed at; ``gain``: how
-    fast the margin follows, 0 for the paper's open loop. ``fall_back``: whether the safe allocation is kept.
+    fast the margin follows; ``recovery_s``: in what time the account is to be levelled, 0 for no account.
+    ``fall_back``: whether the safe allocation is kept. gain 0, recovery_s 0, fall_back false: the paper's open loop.
     """
 
     def __init__(
@@ -81,8 +90,9 @@ class MicroOpt:
         eta: Mapping[str, float] | None = None,
         capacity: Mapping[str, float] | None = None,
         forecaster: str = "quantile",
-        aim: float = 0.85,
-        gain: float = 0.06,
+        aim: float = 0.8,
+        gain: float = 0.03,
+        recovery_s: float = 20.0,
         fall_back: bool = True,
     ) -> None:
         try:
@@ -108,6 +118,7 @@ class MicroOpt:
         highest = {resource.name: resource.high for resource in self._model.resources}
         self._aim = number("aim", aim, 0.05, 1)
         self._gain = number("gain", gain, 0, 1)
+        self._recovery_s = number("recovery_s", recovery_s, 0)
         if not isinstance(fall_back, bool):
             raise ValueError(f"fall_back must be true or false, got {fall_back!r}")
         self._fall_back = fall_back
@@ -130,7 +141,7 @@ class MicroOpt:
             if len(self._model.slices) > 1 and slice_.name not in self._model.slices:
                 known = ", ".join(self._model.slices)
                 raise ValueError(f"model {path}: knows slices {known}, not {slice_.name}")
-            self._slices.append(_Slice(slice_.name, q, beta))
+            self._slices.append(_Slice(slice_.name, q, beta, target=self._aim * beta))
         if not self._slices:
             raise ValueError("no slice in scope has q_thresh and a beta_thresh between 0 and 1; give both")
         count = len(self._slices)
@@ -148,18 +159,22 @@ class MicroOpt:
         self._solve([self._demand(item, None) for item in self._slices])
 
     def observe(self, observation: Observation) -> None:
-        length_s = observation.time_s - self._last_s
+        length_s = max(observation.time_s - self._last_s, 1e-9)
         self._last_s = observation.time_s
         for item in self._slices:
             entity = f"slice:{item.name}"
             if item.forecaster is None:
-                item.forecaster = self._new_forecaster(max(1, round(self._interval_s / max(length_s, 1e-9))))
+                item.forecaster = self._new_forecaster(max(1, round(self._interval_s / length_s)))
+            before = item.q_thresh_mbps, item.beta_thresh
             if not self._fixed[0]:
                 q_bps = observation.get(entity, "q_thresh_bps", 0.0)
                 item.q_thresh_mbps = q_bps / 1e6 if q_bps > 0 else item.q_thresh_mbps
             if not self._fixed[1]:
                 beta = observation.get(entity, "beta_thresh", 0.0)
                 item.beta_thresh = beta if 0 < beta < 1 else item.beta_thresh
+            if (item.q_thresh_mbps, item.beta_thresh) != before:
+                item.account = 0.0
+                item.target = self._aim * item.beta_thresh
             users = observation.get(entity, "active_ues", 0.0)
             item.forecaster.observe(users)
             item.beta = observation.get(entity, "qos_degradation_ratio", item.beta)
@@ -172,8 +187,9 @@ class MicroOpt:
             item.all_users += users
             item.observations += 1
             weight = users * item.observations / item.all_users
-            step = self._gain * weight * (float(degraded) - self._aim * item.beta_thresh)
+            step = self._gain * weight * (float(degraded) - item.target)
             item.margin = min(MARGIN_HIGH, max(MARGIN_LOW, item.margin + step))
+            self._book(item, users, degraded, length_s)
 
     def act(self) -> Sequence[Action]:
         from controllers.microopt.problem import Problem, SliceDemand
@@ -209,6 +225,17 @@ class MicroOpt:
         # What shrinks makes room for what grows.
         return actions
 
+    def _book(self, item: _Slice, users: float, degraded: bool, length_s: float) -> None:
+        """Enter an observation into the account and set the E[beta] to ask for next."""
+        aimed = self._aim * item.beta_thresh
+        item.account += users * (aimed - degraded)
+        planned = item.all_users / item.observations * self._recovery_s / length_s
+        if planned <= 0:  # no account is kept
+            return
+        item.account = min(item.account, planned * aimed)
+        low, high = (factor * aimed for factor in TARGETS)
+        item.target = min(high, max(low, aimed + item.account / planned), 1 - 1e-6)
+
     def _new_forecaster(self, horizon: int) -> Forecaster:
         from controllers.microopt.forecast import QuantileForecaster, Recent
 
@@ -222,7 +249,7 @@ class MicroOpt:
             self._model,
             constant(self._model.traffic_range[0]) if traffic is None else traffic,
             item.q_thresh_mbps * (1 + item.margin),
-            self._aim * item.beta_thresh,
+            item.target,
             item.name if len(self._model.slices) > 1 else None,
         )
 

@@ -111,7 +111,8 @@ def test_the_margin_follows_what_was_measured(model: Path) -> None:
 
 
 def test_it_falls_back_while_beta_is_above_its_threshold(model: Path) -> None:
-    controller, open_loop = made(model, gain=0), made(model, gain=0, fall_back=False)
+    plain = {"gain": 0, "recovery_s": 0}
+    controller, open_loop = made(model, **plain), made(model, fall_back=False, **plain)
     for each in (controller, open_loop):
         shown(each, *(seen(t, 4, 6, qos_degradation_ratio=0.1) for t in range(1, 6)))
         shown(each, *(seen(t, 4, 6, qos_degradation_ratio=0.1) for t in range(6, 11)))

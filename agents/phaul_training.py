@@ -33,11 +33,9 @@ from agents.phaul import (
     Row,
     fingerprint,
     policy_of,
-    search,
 )
 from controllers.iab.problem import SolveError
 from topologies.iab import IabNetwork, generate, network_to_json
-from twin.flow.batched import Array
 from twin.streams import named_stream
 
 try:
@@ -356,15 +354,3 @@ def _row(model: PPO, environment: SearchVecEnv, before: Sequence[Row]) -> Row:
         "efficiency_best": best[1],
         "fairness_best": best[2],
     }
-
-
-def train_and_evaluate(plan: Training, demand_bps: Array) -> tuple[Array, Array, PhaulPolicy]:
-    """Efficiency and fairness of a policy trained for ``plan``, for traffic matrices of its network.
-
-    ``demand_bps`` has shape (M, F), in bit/s; returns shapes (M,) and (M,), of the best allocation of
-    each search, and the policy. All matrices are decided side by side.
-    """
-    policy = train(plan)
-    rng = named_stream(plan.seed, "phaul/decisions")
-    ended = search(policy, policy.space_of(plan.network), demand_bps, rng)
-    return ended.best_efficiency, ended.best_fairness, policy

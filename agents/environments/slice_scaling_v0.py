@@ -223,4 +223,3 @@ def aec_env(scenario: str | Path | Scenario = "quickstart", **settings: Any) -> 
 
 
 env = aec_env
-raw_env = parallel_env

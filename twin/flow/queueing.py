@@ -41,10 +41,14 @@ def draw_waits(
     ``most_s`` (a number, or an array of shape ``shape``), which the buffer does not allow, are the
     buffer's time.
     """
+    return waits_of(rng.random(shape), load, mean_s, most_s)
+
+
+def waits_of(uniform: Array, load: float, mean_s: float, most_s: float | Array) -> Array:
+    """The waits of :func:`draw_waits` that these uniform numbers stand for."""
     load = min(max(load, 0.0), MAX_LOAD)
-    uniform = rng.random(shape)
     if load <= 0 or mean_s <= 0:
-        return np.zeros(shape)
+        return np.zeros(uniform.shape)
     with np.errstate(divide="ignore"):
         waits: Array = np.where(uniform < load, -np.log(uniform / load) * (mean_s / load), 0.0)
     return np.minimum(waits, most_s)

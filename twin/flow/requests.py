@@ -12,7 +12,7 @@ from twin.flow import constants as c
 from twin.flow.fluid import Step
 from twin.flow.maxmin import Array
 from twin.flow.network import Network
-from twin.flow.queueing import MAX_LOAD, draw_waits, multi_server_wait_s
+from twin.flow.queueing import MAX_LOAD, multi_server_wait_s, waits_of
 
 _CFS_PERIOD_S = 0.1
 
@@ -87,8 +87,8 @@ class Servers:
         """Requests/s that all replicas can answer."""
         return self._network.nodes[app].replicas * self._network.process_cpus(app) / self.work_s(app)
 
-    def server_time_s(self, app: str, load: float, count: int, rng: np.random.Generator) -> Array:
-        """Wait and service of ``count`` requests, shape (count,); ``load`` of what the CPU limit allows.
+    def server_times_s(self, app: str, load: float, flows: int, count: int, rng: np.random.Generator) -> Array:
+        """Wait and service of requests, ``count`` of each of some flows; ``load`` of what the CPU limit allows.
 
         A worker runs at full speed until the quota of a CFS period is spent, enough for a burst of k
         requests, and at the limit's rate on average. So a request waits M/D/1 at full speed, and, when
@@ -101,14 +101,15 @@ class Servers:
         work_s = self.work_s(app)
         burst = speed * _CFS_PERIOD_S / work_s
         full_load = load * speed
-        waits = draw_waits(
-            rng, (count,), full_load, multi_server_wait_s(full_load, work_s, servers), c.REQUEST_TIMEOUT_S
-        )
-        if speed < 1 and load > 0:
+        limited = speed < 1 and load > 0
+        uniform = rng.random((flows, 2 if limited else 1, count))
+        mean_s = multi_server_wait_s(full_load, work_s, servers)
+        waits = waits_of(uniform[:, 0], full_load, mean_s, c.REQUEST_TIMEOUT_S)
+        if limited:
             excess = min(load, MAX_LOAD)
             likely = excess * math.exp(-2 * servers * burst * (1 - excess) / excess)
             mean_s = multi_server_wait_s(excess, work_s / speed, servers) / excess
-            waits += draw_waits(rng, (count,), likely, likely * mean_s, c.REQUEST_TIMEOUT_S)
+            waits += waits_of(uniform[:, 1], likely, likely * mean_s, c.REQUEST_TIMEOUT_S)
         service_s = work_s if burst >= 1 else work_s / speed
         backlog_s = self._backlog[app] / self.capacity_per_s(app)
         times: Array = waits + service_s + backlog_s

@@ -155,10 +155,12 @@ class FlowSession:
 
     def _serve(self, interval: Interval, served: Served, both: Mask, draws: int) -> None:
         """What servers take for the requests of one step, of flows whose packets came through both ways."""
-        for flow in np.flatnonzero(both & interval.active[-1]).tolist():
-            app = self._load.flows[flow].app
-            times_s = self._servers.server_time_s(app, served.app_load[app], draws, self._request_rng)
-            interval.server_times.append((len(interval.steps) - 1, flow, times_s))
+        asking = np.flatnonzero(both & interval.active[-1]).tolist()
+        for app, found in itertools.groupby(asking, lambda flow: self._load.flows[flow].app):
+            flows = list(found)
+            times_s = self._servers.server_times_s(app, served.app_load[app], len(flows), draws, self._request_rng)
+            step = len(interval.steps) - 1
+            interval.server_times.extend((step, flow, each) for flow, each in zip(flows, times_s, strict=True))
 
     def _rates(self, time_s: float) -> Array:
         """Rate of each flow at a time, in its own unit, demand factor included."""

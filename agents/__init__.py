@@ -1,10 +1,53 @@
-"""Learning: environments, agents, training.
+"""Learning: environments, agents, training. Needs `pip install twinbed[learning]`.
 
-Environments and training need ``pip install 'twinbed[learning]'``, decisions of what was learned do not. Importing this
-registers the Gymnasium environments, where Gymnasium is installed.
+After this is imported, Gymnasium knows the environments: at once where it is imported already, else as soon as it
+is. Commands that need no Gymnasium do not wait for it.
 """
 
-import importlib.util
+from __future__ import annotations
 
-if importlib.util.find_spec("gymnasium") is not None:
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+
+class _Registering(Loader):
+    """Loads Gymnasium, then registers the environments."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader  # which also finds the files of the package
+        self._loader.exec_module(module)
+        sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _WhenImported)]
+        import agents.environments  # noqa: F401
+
+
+class _WhenImported(MetaPathFinder):
+    """Finds Gymnasium as the other finders do; whoever only looks for it changes nothing."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != "gymnasium":
+            return None
+        for finder in sys.meta_path:
+            spec = None if finder is self else finder.find_spec(fullname, path, target)
+            if spec is not None:
+                if spec.loader is not None:
+                    spec.loader = _Registering(spec.loader)
+                return spec
+        return None
+
+
+if "gymnasium" in sys.modules:
     import agents.environments  # noqa: F401
+else:
+    sys.meta_path.insert(0, _WhenImported())

@@ -28,7 +28,7 @@ from twin.flow.batched import Array, BatchedFlows
 Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 # J is at most 2; what is nearer than this is there but for rounding.
-_ROUNDING = 1e-9
+LARGEST_OBJECTIVE = 2 - 1e-9
 # Beyond every efficiency and fairness: the minus and plus infinity of lines 13 and 14, but a checkpoint holds it.
 _BEYOND = 1e300
 
@@ -326,7 +326,7 @@ class PathSearches:
         better = np.flatnonzero(self.objective > self.best_objective)
         if len(better):
             self._keep(better)
-        terminated = self.objective >= 2 - _ROUNDING
+        terminated = self.objective >= LARGEST_OBJECTIVE
         return reward, terminated, (self.step_count >= self.episode_steps) & ~terminated
 
     def observation(self) -> NDArray[np.float32]:

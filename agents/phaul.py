@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from agents import checkpoint
 from agents.checkpoint import CheckpointError
-from agents.iab_path import PathSearchError, PathSearches, PathSpace, Traffic
+from agents.iab_path import LARGEST_OBJECTIVE, PathSearchError, PathSearches, PathSpace, Traffic
 from controllers.iab.problem import Decision, PathProblem, Solver
 from topologies.iab import IabNetwork, network_from_json, network_to_json
 from twin.flow.batched import Array
@@ -160,19 +160,19 @@ def search(
     demand_bps: Array,
     rng: np.random.Generator,
     *,
-    gamma: float | None = None,
     steps: int | None = None,
 ) -> PathSearches:
-    """Algorithm PHaul for B traffic matrices at once, ``demand_bps`` of shape (B, F); the ended searches.
+    """Algorithm PHaul for B traffic matrices at once, ``demand_bps`` of shape (B, F) in bit/s; the ended searches.
 
-    Actions are drawn from the policy, as in training. A search that reached J = 2 stands still.
+    Actions are drawn from the policy, as in training. Ends after ``steps``, by default those of an episode in
+    training, or when every search has reached J = 2.
     """
     searches = PathSearches(
-        space, len(demand_bps), gamma=policy.gamma if gamma is None else gamma, episode_steps=steps or 10**9
+        space, len(demand_bps), gamma=policy.gamma, episode_steps=policy.episode_steps if steps is None else steps
     )
     searches.restart(demand_bps)
-    for _ in range(steps or policy.episode_steps):
-        if (searches.best_objective >= 2 - 1e-9).all():
+    for _ in range(searches.episode_steps):
+        if (searches.best_objective >= LARGEST_OBJECTIVE).all():
             break
         logits = policy.logits(searches.observation())
         if policy.masking:

@@ -231,7 +231,7 @@ def test_mistakes_are_one_line(network: str, trained: Path, tmp_path: Path, caps
     assert not Path("x").exists()
 
 
-def test_help_does_not_need_what_learning_needs() -> None:
+def test_help_does_not_need_what_learning_needs(tmp_path: Path) -> None:
     """Neither the list of the commands nor another command imports torch."""
     script = (
         "import sys\n"
@@ -242,10 +242,8 @@ def test_help_does_not_need_what_learning_needs() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script, "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "train" in done.stdout, done.stderr
-    arguments = ["train", "net.json", "--out", "x"]
-    write_network(generate(8, seed=1), Path("/tmp") / f"net-{os.getpid()}.json")
-    arguments[1] = f"/tmp/net-{os.getpid()}.json"
+    write_network(generate(8, seed=1), tmp_path / "net.json")
+    arguments = ["train", str(tmp_path / "net.json"), "--out", str(tmp_path / "x")]
     done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
-    Path(arguments[1]).unlink()
     assert done.returncode == ExitCode.USAGE, done.stderr
     assert done.stderr == "training: no package torch: needs pip install 'twinbed[learning]'\n"

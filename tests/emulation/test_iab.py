@@ -354,5 +354,5 @@ def test_gc_after_kill_9_of_an_iab_run_leaves_nothing(tmp_path: Path) -> None:
     assert start_ticks(controller) is None
     run_id = journal.stem
     assert left_of(run_id)
-    subprocess.run([str(TWIN), "destroy", run_id], check=True, capture_output=True, cwd="/")
+    subprocess.run([str(TWIN), "gc"], check=True, capture_output=True, cwd="/")
     assert left_of(run_id) == []

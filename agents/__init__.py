@@ -47,7 +47,7 @@ class _WhenImported(MetaPathFinder):
         return None
 
 
-if "gymnasium" in sys.modules:
+if sys.modules.get("gymnasium") is not None:
     import agents.environments  # noqa: F401
 else:
     sys.meta_path.insert(0, _WhenImported())

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from scenarios.errors import nearest, unknown
 from scenarios.registry import UnknownNameError
 from twin.kpis import KPIS
-from twin.store import MANIFEST, KpiReader, StoreError, read_manifest
+from twin.store import MANIFEST, EventRow, KpiReader, StoreError, read_manifest
 
 REPORT = "report.html"
 MODELLED = ("flow", "packet")
@@ -97,7 +97,7 @@ def run_object(path: Path) -> dict[str, Any]:
     with KpiReader(path) as reader:
         manifest = reader.manifest
         fidelity = str(manifest.get("fidelity", "?"))
-        actions = reader.actions()
+        actions, events = reader.actions(), reader.events()
         report = path / REPORT
         return {
             "run_id": path.name,
@@ -120,9 +120,16 @@ def run_object(path: Path) -> dict[str, Any]:
                 "applied": sum(action.applied for action in actions),
                 "refused": sum(not action.applied for action in actions),
             },
-            "events": len(reader.events()),
+            "faults": _faults(events),
+            "events": len(events),
             "report": str(report) if report.is_file() else None,
         }
+
+
+def _faults(events: Iterable[EventRow]) -> list[dict[str, Any]]:
+    """What controllers failed at, with how often, in the order of the first time."""
+    counts = Counter((event.source, event.text) for event in events if event.kind == "fault")
+    return [{"source": source, "text": text, "count": count} for (source, text), count in counts.items()]
 
 
 def _kpi(name: str, summary: dict[str, Any], fidelity: str) -> dict[str, Any]:

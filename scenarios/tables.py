@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 _MIN_WIDTH = 100
+_MOST_FAULTS = 5
 
 
 def console() -> Console:
@@ -146,6 +147,11 @@ def print_run(run: Mapping[str, Any], summary: object) -> None:
         out.print(f"{text} {probe['detail']}".rstrip(), markup=False, soft_wrap=True)
     actions = run["actions"]
     out.print(f"actions: {actions['applied']} applied, {actions['refused']} refused", markup=False, soft_wrap=True)
+    for fault in run["faults"][:_MOST_FAULTS]:
+        text = f"fault of {fault['source']}: {fault['text']} ({fault['count']} times)"
+        out.print(text, markup=False, soft_wrap=True)
+    if (more := len(run["faults"]) - _MOST_FAULTS) > 0:
+        out.print(f"other faults: {more}, see the report", markup=False, soft_wrap=True)
     for key in ("reason", "host_overloaded"):
         if run[key]:
             out.print(f"{key.replace('_', ' ')}: {run[key]}", markup=False, soft_wrap=True)

@@ -143,3 +143,17 @@ def test_paths_that_flows_lack_are_refused_and_recorded(twin: Twin) -> None:
         reasons = {action.reason for action in reader.actions()}
     assert any(reason.startswith("flow:f-n1 path_index: must be a whole number in [0, ") for reason in reasons)
     assert found["kpis"]["flow:f-n1"]["path_index"]["max"] == 0
+
+
+def test_a_controller_that_cannot_decide_is_named_in_the_summary(
+    twin: Twin, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """iab20 has more allocations than brute_force tries: the run is VALID, its controller useless."""
+    arguments = ("--duration", "3s", "--set", "assert=[]", "--set", "events=[]")
+    code, found, err = twin("iab20", "--controller", "brute_force", *arguments)
+    assert code == ExitCode.OK, err
+    (fault,) = found["faults"]
+    assert fault["source"] == "controller:brute_force" and fault["count"] == 2
+    assert "at most 16777216 allocations can be tried" in fault["text"]
+    assert main(["show", found["path"]]) == ExitCode.OK
+    assert f"fault of controller:brute_force: {fault['text']} (2 times)" in capsys.readouterr().out

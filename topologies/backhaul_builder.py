@@ -59,9 +59,11 @@ def network(
             raise TopologyError(f"iab: network is a finished network; leave {', '.join(given)} out")
         else:
             found = iab.read_network(network)
+        # A rate may leave the range of rates.
+        found = scaled(found, scale)
     except IabError as error:
         raise TopologyError(f"iab: {error}") from None
-    return from_network(scaled(found, scale), sink=sink)
+    return from_network(found, sink=sink)
 
 
 def _drawn(nodes: int, k_paths: int, seed: int, heuristic: str, load: str, active_probability: float) -> IabNetwork:

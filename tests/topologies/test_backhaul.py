@@ -135,3 +135,10 @@ def test_a_generated_network_becomes_a_topology_and_comes_back() -> None:
 def test_a_scale_is_above_0(factor: float) -> None:
     with pytest.raises(TopologyError, match="scale must be above 0"):
         scaled(generate(5), factor)
+
+
+def test_a_scale_that_leaves_the_range_of_rates() -> None:
+    from topologies.backhaul_builder import network
+
+    with pytest.raises(TopologyError, match=r"^iab: link n1-d1 \(sub6\): capacity_bps must be above 0 and at most"):
+        network(nodes=5, scale=1e30)

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 from twin.types import Provenance
 
-SCOPES = ("run", "slice", "ue", "node", "link", "flow", "controller")
-
 
 @dataclass(frozen=True, slots=True)
 class KpiSpec:
@@ -224,7 +222,14 @@ KPIS: dict[str, KpiSpec] = {
             "",
             "bits carried by a link with a band, divided by its capacity",
         ),
-        _spec("offered_bps", "bit/s", "flow", "measured", "", "IP bits that the source of a backhaul flow sent"),
+        _spec(
+            "offered_bps",
+            "bit/s",
+            "flow",
+            "measured",
+            "",
+            "demand of the source of a backhaul flow, in IP bits; what cannot be carried is not sent later",
+        ),
         _spec("throughput_bps", "bit/s", "flow", "measured", "", "IP bits of a backhaul flow that reached its sink"),
         _spec("path_index", "1", "flow", "derived", "", "path that the backhaul flow takes, counted from 0"),
         _spec(

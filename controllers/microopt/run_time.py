@@ -38,6 +38,7 @@ from twin.types import Action, Observation
 if TYPE_CHECKING:
     from controllers.microopt.forecast import Forecaster
     from controllers.microopt.slice_model import SliceModel
+    from controllers.microopt.traffic import Traffic
 
 SETTABLE = ("cpu_millicores", "bandwidth_mbps", "prb_share")
 FORECASTERS = ("quantile", "recent")
@@ -205,7 +206,7 @@ class MicroOpt:
                 item.users = item.degraded = 0.0
                 continue
             chosen.append(item)
-            demands.append(self._demand(item, traffic))
+            demands.append(self._demand(item, self._with_peak(traffic, item.observations)))
         if not demands:
             return actions
         problem, found = self._solve(demands)
@@ -235,6 +236,15 @@ class MicroOpt:
         item.account = min(item.account, planned * aimed)
         low, high = (factor * aimed for factor in TARGETS)
         item.target = min(high, max(low, aimed + item.account / planned), 1 - 1e-6)
+
+    def _with_peak(self, traffic: Traffic, seen: int) -> Traffic:
+        """One more value beside the ``seen`` ones: the most users that the model knows. Whoever has seen little does
+        not know the largest, and what is degraded at first has to be made up for later."""
+        from controllers.microopt.traffic import Traffic
+
+        rest = 1 / (1 + max(seen, 1))
+        values = np.append(traffic.values, self._model.traffic_range[1])
+        return Traffic(values, np.append(traffic.weights * (1 - rest), rest), traffic.name)
 
     def _new_forecaster(self, horizon: int) -> Forecaster:
         from controllers.microopt.forecast import QuantileForecaster, Recent

@@ -27,6 +27,7 @@ TOPOLOGY = Topology(
         Slice(name="none", sst=2, prb_share=0.3),
     ),
 )
+OPEN_LOOP = {"gain": 0, "recovery_s": 0, "fall_back": False}
 SCENARIO = """
 name: loop
 fidelity: flow
@@ -83,10 +84,10 @@ def allocation(actions: list[Any]) -> dict[str, float]:
 
 
 def test_more_users_get_more_and_a_decision_is_quick(model: Path) -> None:
-    few, many = made(model), made(model)
-    first = allocation(shown(few, *(seen(t, 1, 6) for t in range(1, 6))))
+    few, many = made(model, **OPEN_LOOP), made(model, **OPEN_LOOP)
+    first = allocation(shown(few, *(seen(t, 1, 6) for t in range(1, 35))))
     begin_s = time.process_time()
-    second = allocation(shown(many, *(seen(t, 4, 6) for t in range(1, 6))))
+    second = allocation(shown(many, *(seen(t, 4, 6) for t in range(1, 35))))
     assert time.process_time() - begin_s < 1.0
     assert set(first) == {"cpu_millicores", "bandwidth_mbps"}
     # 4 Mbit/s each for 4 users is 640 millicores and 16 Mbit/s before any spread.
@@ -111,14 +112,36 @@ def test_the_margin_follows_what_was_measured(model: Path) -> None:
 
 
 def test_it_falls_back_while_beta_is_above_its_threshold(model: Path) -> None:
-    plain = {"gain": 0, "recovery_s": 0}
-    controller, open_loop = made(model, **plain), made(model, fall_back=False, **plain)
+    controller, open_loop = made(model, gain=0, recovery_s=0), made(model, **OPEN_LOOP)
     for each in (controller, open_loop):
-        shown(each, *(seen(t, 4, 6, qos_degradation_ratio=0.1) for t in range(1, 6)))
+        safe = allocation(shown(each, *(seen(t, 4, 6, qos_degradation_ratio=0.1) for t in range(1, 6))))
         shown(each, *(seen(t, 4, 6, qos_degradation_ratio=0.1) for t in range(6, 11)))
     quiet = [seen(t, 1, 3, qos_degradation_ratio=0.3) for t in range(11, 61)]
-    assert shown(controller, *quiet) == []
+    # One user would need 160 millicores; what served four is kept, or given back.
+    assert safe["cpu_millicores"] > 600
+    assert allocation(shown(controller, *quiet))["cpu_millicores"] == pytest.approx(safe["cpu_millicores"], rel=0.05)
     assert allocation(shown(open_loop, *quiet))["cpu_millicores"] < 400
+
+
+def test_what_was_degraded_is_paid_back_and_what_was_not_is_spent(model: Path) -> None:
+    """The account alone: the margin does not move."""
+    paid, spent, open_loop = (made(model, gain=0, fall_back=False, recovery_s=r) for r in (20, 20, 0))
+    mixed = [3, 5, 2, 4, 3, 1, 3, 4, 2, 3] * 2
+    bad = [seen(t, users, 3, qos_degradation_ratio=0.1) for t, users in enumerate(mixed, 1)]
+    good = [seen(t, users, 6, qos_degradation_ratio=0.1) for t, users in enumerate(mixed, 1)]
+    more, less, neither = (
+        allocation(shown(controller, *observed))["cpu_millicores"]
+        for controller, observed in ((paid, bad), (spent, good), (open_loop, good))
+    )
+    assert less < 0.97 * neither < neither < 0.97 * more
+
+
+def test_one_observation_says_little_about_the_largest_traffic(model: Path) -> None:
+    early, late = made(model, **OPEN_LOOP), made(model, **OPEN_LOOP)
+    careful = allocation(shown(early, seen(1, 2, 6)))["cpu_millicores"]
+    sure = allocation(shown(late, *(seen(t, 2, 6) for t in range(1, 30))))["cpu_millicores"]
+    # 4 Mbit/s for each of 5 users is 800 millicores, for each of 2 it is 320.
+    assert careful > 750 and sure < 500
 
 
 def test_nobody_is_there(model: Path) -> None:

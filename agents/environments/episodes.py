@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from scenarios.engine import Episode
 from scenarios.loader import load_scenario, resolve
 from scenarios.model import Scenario
@@ -22,7 +24,7 @@ from twin.store import RunStore, StoreError, new_run_id
 from twin.types import Action, Observation, Outcome
 
 # Scenario seeds of episodes after the first are drawn below this.
-SEEDS = 1 << 31
+_SEEDS = 1 << 31
 
 
 def read_scenario(scenario: str | Path | Scenario, fidelity: str, duration_s: float | None = None) -> Scenario:
@@ -63,13 +65,26 @@ def _loaded(scenario: Scenario, *, seed: int, duration_s: float | None = None) -
     return resolve(Source(scenario.source, dict(scenario.document), {}).with_values(changes))
 
 
-def checked_options(options: Mapping[str, Any] | None) -> tuple[int | None, list[str]]:
-    """``scenario_seed`` of the options of ``reset``, and the names of those that mean nothing here."""
+def episode_seed(
+    options: Mapping[str, Any] | None, seed: int | None, rng: np.random.Generator
+) -> tuple[int, list[str]]:
+    """The scenario seed of the episode that ``reset`` begins, and the names of options that mean nothing here.
+
+    ``scenario_seed`` of the options, else ``seed``, else the next of ``rng``.
+    """
     given = dict(options or {})
-    seed = given.pop("scenario_seed", None)
-    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or seed < 0):
-        raise ValueError(f"options: scenario_seed must be a whole number, at least 0, got {seed!r}")
-    return seed, sorted(given)
+    chosen = given.pop("scenario_seed", None)
+    if chosen is not None and (not isinstance(chosen, int) or isinstance(chosen, bool) or chosen < 0):
+        raise ValueError(f"options: scenario_seed must be a whole number, at least 0, got {chosen!r}")
+    if chosen is None:
+        chosen = seed if seed is not None else int(rng.integers(_SEEDS))
+    return chosen, sorted(given)
+
+
+def plain(outcome: Outcome) -> dict[str, Any]:
+    """What was wanted, for ``info``; with the reason when it was refused."""
+    wanted = {"entity": outcome.action.entity, "knob": outcome.action.knob, "value": outcome.action.value}
+    return wanted if outcome.applied else {**wanted, "reason": outcome.reason}
 
 
 class _Open:

@@ -19,7 +19,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from agents.environments.episodes import SEEDS, Episodes, checked_options, read_scenario
+from agents.environments.episodes import Episodes, episode_seed, plain, read_scenario
 from agents.iab_path import Flags, PathSearches, PathSpace, Traffic
 from scenarios.errors import unknown
 from scenarios.loader import load_scenario
@@ -156,11 +156,9 @@ class _Running:
         return self.episodes.over
 
     def begin(self, env: IabPathEnv, seed: int | None, options: dict[str, Any]) -> None:
-        chosen, unused = checked_options(options)
+        chosen, unused = episode_seed(options, seed, env.np_random)
         if unused:
             raise ValueError(f"options: {unknown('option', unused[0], ['scenario_seed'])}")
-        if chosen is None:
-            chosen = seed if seed is not None else int(env.np_random.integers(SEEDS))
         self.seed, self._outcomes = chosen, []
         self._take(self.episodes.begin(chosen), begin=True)
 
@@ -200,16 +198,7 @@ class _Running:
         return {
             "time_s": self.time_s,
             "scenario_seed": self.seed,
-            "refusals": [
-                {
-                    "entity": item.action.entity,
-                    "knob": item.action.knob,
-                    "value": item.action.value,
-                    "reason": item.reason,
-                }
-                for item in self._outcomes
-                if not item.applied
-            ],
+            "refusals": [plain(item) for item in self._outcomes if not item.applied],
             "status": status,
             "reason": reason,
         }

@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from agents.environments.episodes import SEEDS, Episodes, checked_options, read_scenario
+from agents.environments.episodes import Episodes, episode_seed, plain, read_scenario
 from agents.environments.slices import ACTION_TYPES, ActionType, Lever, Rating, Slices, Vector, checked_action
 from scenarios.errors import unknown
 from scenarios.model import Scenario
@@ -116,15 +116,10 @@ class SliceScaling:
             "cost": {entity: self.ratings[entity].cost for entity in entities},
             "values": {name: value for name, value in self.slices.values.items() if name.partition(" ")[0] in entities},
             "applied": [plain(outcome) for outcome in outcomes if outcome.applied],
-            "refused": [{**plain(outcome), "reason": outcome.reason} for outcome in outcomes if not outcome.applied],
+            "refused": [plain(outcome) for outcome in outcomes if not outcome.applied],
             "status": status,
             "reason": reason,
         }
-
-
-def plain(outcome: Outcome) -> dict[str, Any]:
-    """What was wanted, for ``info``."""
-    return {"entity": outcome.action.entity, "knob": outcome.action.knob, "value": outcome.action.value}
 
 
 def action_space(levers: int, kind: ActionType) -> spaces.Space[Any]:
@@ -218,11 +213,9 @@ class SliceScalingEnv(gymnasium.Env[Vector, NDArray[Any]]):
         that stream.
         """
         super().reset(seed=seed)
-        chosen, unused = checked_options(options)
+        chosen, unused = episode_seed(options, seed, self.np_random)
         if unused:
             raise ValueError(f"options: {unknown('option', unused[0], ['scenario_seed'])}")
-        if chosen is None:
-            chosen = seed if seed is not None else int(self.np_random.integers(SEEDS))
         self._game.begin(chosen)
         return self._observation(), self._game.info(self._game.slices.entities)
 

@@ -22,7 +22,7 @@ from gymnasium import spaces
 from gymnasium.utils import seeding
 from numpy.typing import NDArray
 
-from agents.environments.episodes import SEEDS, checked_options
+from agents.environments.episodes import episode_seed
 from agents.environments.slice_scaling import SliceScaling, action_space
 from agents.environments.slices import ActionType, Lever, Vector, checked_action
 from scenarios.model import Scenario
@@ -133,11 +133,9 @@ class SliceScalingParallelEnv(_Parallel):  # type: ignore[misc]
         PettingZoo's tests pass options of their own: what is not known is named in
         ``infos[agent]["ignored_options"]``.
         """
-        chosen, unused = checked_options(options)
         if seed is not None:
             self._random = seeding.np_random(seed)[0]
-        if chosen is None:
-            chosen = seed if seed is not None else int(self._random.integers(SEEDS))
+        chosen, unused = episode_seed(options, seed, self._random)
         self._game.begin(chosen)
         self.agents = list(self.possible_agents)
         infos = self._infos()

@@ -6,8 +6,8 @@ No learning package is needed here; the environments and the training wrap these
 
 Actions: with F flows, action ``a`` puts flow ``a mod F`` on slot ``a div F`` (line 22). A flow has
 2 K slots, Sub-6 and mmWave in turn, {sub6 1, mmwave 1, ..., sub6 K, mmwave K}; one that it has no path
-for, and every slot of a flow without demand, is masked. Where a mask is not used, such an action
-changes nothing and is counted in ``refused``.
+for, the one that it is on, and every slot of a flow without demand are masked. Where a mask is not used,
+an action without a path changes nothing and is counted in ``refused``.
 """
 
 from __future__ import annotations

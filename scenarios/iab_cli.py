@@ -134,7 +134,8 @@ def solve(
     policy: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="what phaul learned (twin train); else it learns now, which takes tens of seconds"
+            metavar="FILE",
+            help="what the controller learned (twin train); without it phaul learns now, which takes tens of seconds",
         ),
     ] = None,
     gamma: Annotated[float, typer.Option(metavar="NUMBER", help="from -1, fairness only, to 1, efficiency only")] = 1.0,

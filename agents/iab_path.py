@@ -26,6 +26,8 @@ from topologies.iab import BANDS, LOADS_BPS, IabNetwork, IabPath
 from twin.flow.batched import Array, BatchedFlows
 
 Integers = NDArray[np.int64]
+# N_steps of the paper's evaluation.
+EPISODE_STEPS = 300
 Flags = NDArray[np.bool_]
 # J is at most 2; what is nearer than this is there but for rounding.
 LARGEST_OBJECTIVE = 2 - 1e-9
@@ -193,15 +195,14 @@ class PathSearches:
         count: int,
         *,
         gamma: float = 1.0,
-        episode_steps: int = 300,
+        episode_steps: int = EPISODE_STEPS,
         threads: int = 1,
     ) -> None:
         if not -1 <= gamma <= 1:
             raise PathSearchError(f"gamma: must be in -1..1, got {gamma}")
-        if episode_steps < 1:
-            raise PathSearchError(f"episode_steps: must be at least 1, got {episode_steps}")
-        if count < 1:
-            raise PathSearchError(f"searches: must be at least 1, got {count}")
+        for name, value in (("episode_steps", episode_steps), ("searches", count), ("threads", threads)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise PathSearchError(f"{name}: must be a whole number, at least 1, got {value!r}")
         self.shared = isinstance(spaces, PathSpace)
         self.spaces: list[PathSpace] = [spaces] * count if isinstance(spaces, PathSpace) else list(spaces)
         if len(self.spaces) != count or len({(space.flows, space.slots) for space in self.spaces}) != 1:

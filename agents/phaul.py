@@ -25,7 +25,6 @@ from topologies.iab import IabNetwork, network_from_json, network_to_json
 from twin.flow.batched import Array
 
 AGENT = "phaul"
-EPISODE_STEPS = 300
 TRAINING_STEPS = 20_000
 CHECKPOINT = "checkpoint.npz"
 # Where the actor of stable-baselines3's MlpPolicy keeps its layers.

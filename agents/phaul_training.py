@@ -23,11 +23,10 @@ from numpy.typing import NDArray
 
 from agents import checkpoint
 from agents.checkpoint import CheckpointError
-from agents.iab_path import PathSearchError, PathSearches, PathSpace, Traffic, most_paths
+from agents.iab_path import EPISODE_STEPS, PathSearchError, PathSearches, PathSpace, Traffic, most_paths
 from agents.phaul import (
     AGENT,
     CHECKPOINT,
-    EPISODE_STEPS,
     TRAINING_STEPS,
     PhaulPolicy,
     Row,

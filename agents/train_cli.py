@@ -90,7 +90,12 @@ def train(
         elif (out / CHECKPOINT).exists():
             raise checkpoint.CheckpointError(f"--out {out}: has a checkpoint already; --resume goes on with it")
         with Record(out, scenario, agent.value, plan) as record:
-            train(plan, out, resume=resume, progress=progress)
+            try:
+                train(plan, out, resume=resume, progress=progress)
+            except KeyboardInterrupt:
+                if (out / CHECKPOINT).exists():
+                    print(f"interrupted; with --resume the training goes on from {out / CHECKPOINT}", file=sys.stderr)
+                raise
             elapsed_s = time.perf_counter() - begin_s
             record.finish(elapsed_s)
     found: dict[str, Any] = {

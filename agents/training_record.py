@@ -29,7 +29,7 @@ _UNITS = {
 
 
 class Record:
-    """The manifest of a training: ``status`` is RUNNING, then DONE, or FAILED where it ended early.
+    """The manifest of a training: ``status`` is RUNNING, then DONE; INTERRUPTED or FAILED where it ended early.
 
     ``folder`` exists. A manifest that says RUNNING without its process is of a training that was killed.
     """
@@ -58,7 +58,7 @@ class Record:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            self._content["status"] = "FAILED"
+            self._content["status"] = "INTERRUPTED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
             self._write()
 
     def finish(self, elapsed_s: float) -> None:

@@ -37,6 +37,8 @@ DONORS = 3
 MAX_CHILDREN = 3
 # TS 38.340 §6.3.2 and §6.3.3: the BAP address and the BAP path identity have 10 bits each.
 BAP_FIELD_SIZE = 1 << 10
+# Every node has an address, and 0 is none.
+MOST_NODES = BAP_FIELD_SIZE - 1
 MOST_BPS = 1e18
 # Sites of generated networks, where capacities depend on distances: inter-site distance of TR 38.901
 # Table 7.2-1 (UMi), and what its path loss is defined for.
@@ -434,7 +436,8 @@ def generate(
     from distances instead of from the paper's intervals: nodes get sites, see :func:`_on_sites`.
     IabError on a value out of range.
     """
-    _at_least("nodes", nodes, DONORS + 1)
+    if not DONORS < nodes <= MOST_NODES:
+        raise IabError(f"nodes: must be in {DONORS + 1}..{MOST_NODES} (BAP addresses have 10 bits), got {nodes}")
     _at_least("k_paths", k_paths, 1)
     _at_least("seed", seed, 0)
     _at_least("broken", broken, 0)

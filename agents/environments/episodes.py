@@ -35,6 +35,8 @@ def read_scenario(scenario: str | Path | Scenario, fidelity: str, duration_s: fl
     cannot run the fidelity.
     """
     make_backend(fidelity)
+    if not isinstance(scenario, Scenario | str | Path):
+        raise ValueError(f"scenario: must be a name, a file or a Scenario, got {scenario!r}")
     if not isinstance(scenario, Scenario):
         left_out: dict[str, Any] = {"controllers": [], "assert": []}
         scenario = load_scenario(

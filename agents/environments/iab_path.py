@@ -20,7 +20,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from agents.environments.episodes import Episodes, episode_seed, plain, read_scenario
-from agents.iab_path import Flags, PathSearches, PathSpace, Traffic
+from agents.iab_path import EPISODE_STEPS, Flags, PathSearches, PathSpace, Traffic
 from scenarios.errors import unknown
 from scenarios.loader import load_scenario
 from scenarios.model import Scenario
@@ -46,6 +46,8 @@ def read_iab(scenario: Source) -> IabNetwork:
     """
     if isinstance(scenario, IabNetwork):
         return scenario
+    if not isinstance(scenario, Scenario | str | Path):
+        raise ValueError(f"scenario: must be a name, a file, a Scenario or an IabNetwork, got {scenario!r}")
     if not isinstance(scenario, Scenario):
         if _is_network_file(scenario):
             return read_network(Path(scenario))
@@ -231,7 +233,7 @@ class IabPathEnv(gymnasium.Env[Vector, np.int64]):
         *,
         fidelity: str | None = None,
         gamma: float = 1.0,
-        episode_steps: int = 300,
+        episode_steps: int = EPISODE_STEPS,
         demand: str = "drawn",
         active_probability: float = 1.0,
         duration_s: float | None = None,
@@ -251,6 +253,8 @@ class IabPathEnv(gymnasium.Env[Vector, np.int64]):
         else:
             if isinstance(scenario, IabNetwork) or (isinstance(scenario, str | Path) and _is_network_file(scenario)):
                 raise ValueError(f"fidelity {fidelity}: needs a scenario to run, got a network; leave fidelity out")
+            if episode_steps != EPISODE_STEPS:
+                raise ValueError("episode_steps: a scenario that runs ends with its duration; give duration_s")
             if (demand, active_probability) != ("drawn", 1.0):
                 raise ValueError("demand, active_probability: a scenario that runs brings its own demands")
             played = read_scenario(scenario, fidelity, duration_s)
@@ -358,7 +362,7 @@ class IabPathVectorEnv(VectorEnv[Vector, NDArray[np.int64], NDArray[Any]]):
         num_envs: int = 1,
         *,
         gamma: float = 1.0,
-        episode_steps: int = 300,
+        episode_steps: int = EPISODE_STEPS,
         demand: str = "drawn",
         active_probability: float = 1.0,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,

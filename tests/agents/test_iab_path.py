@@ -168,7 +168,7 @@ def test_mistakes_are_named() -> None:
         (lambda: searches.step(np.array([0.5, 1.0])), "must be 2 whole numbers"),
         (lambda: searches.restart(np.ones((1, 3))), "demand: shape must be"),
         (lambda: PathSearches(space, 1, gamma=2), r"gamma: must be in -1\.\.1, got 2"),
-        (lambda: PathSearches(space, 1, episode_steps=0), "episode_steps: must be at least 1"),
+        (lambda: PathSearches(space, 1, episode_steps=0), "episode_steps: must be a whole number, at least 1, got 0"),
         (lambda: PathSpace(network, flows=["x"]), "flow f-n1: not among the 1 flows"),
         (lambda: PathSpace(generate(8, k_paths=3, seed=3), k_paths=1), "more than 1 paths in band"),
         (lambda: Traffic(5, 4), r"low must be above 0 and at most high, got 5\.\.4"),

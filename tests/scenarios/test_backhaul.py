@@ -195,7 +195,13 @@ MISTAKES = {
         8,
         "topology.builders[0].with.scale: got 'small', allowed a number",
     ),
-    "too few nodes": (DRAWN, "nodes: 12", "nodes: 3", 8, "iab: nodes: must be at least 4, got 3"),
+    "too few nodes": (
+        DRAWN,
+        "nodes: 12",
+        "nodes: 3",
+        8,
+        "iab: nodes: must be in 4..1023 (BAP addresses have 10 bits), got 3",
+    ),
     "unknown heuristic": (
         DRAWN,
         "seed: 5",

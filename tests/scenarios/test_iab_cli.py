@@ -126,7 +126,7 @@ def test_a_network_without_flows(capsys: pytest.CaptureFixture[str], tmp_path: P
         (["solve", "/nowhere/net.json"], "/nowhere/net.json: cannot be read: No such file"),
         (["evaluate", "NET", "--allocation", "NET"], "flow nodes: the network has no such flow"),
         (["generate", "--out", "/nowhere/net.json"], "--out /nowhere/net.json: cannot be written"),
-        (["generate", "--out", "NET", "--nodes", "2"], "nodes: must be at least 4, got 2"),
+        (["generate", "--out", "NET", "--nodes", "2"], "nodes: must be in 4..1023 (BAP addresses have 10 bits), got 2"),
         (["generate", "--out", "NET", "--seed", "-1"], "'--seed': Input should be greater than or equal to 0"),
         (["generate", "--out", "NET", "--capacities", "rician"], "'rician' is not one of 'uniform', '38.901'"),
         (["generate", "--out", "NET", "--active", "nan"], "active_probability: must be above 0"),

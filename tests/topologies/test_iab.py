@@ -233,7 +233,8 @@ def test_allocations_are_in_the_order_of_the_flows() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"nodes": 3}, "nodes: must be at least 4, got 3"),
+        ({"nodes": 3}, r"nodes: must be in 4..1023 \(BAP addresses have 10 bits\), got 3"),
+        ({"nodes": 1024}, "nodes: must be in 4..1023 .*, got 1024"),
         ({"nodes": 9, "k_paths": 0}, "k_paths: must be at least 1, got 0"),
         ({"nodes": 9, "load": "huge"}, "load: must be one of low, high, got 'huge'"),
         ({"nodes": 9, "heuristic": "x"}, "heuristic: must be one of shortest, last_hop, least_common, got 'x'"),

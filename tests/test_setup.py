@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -13,6 +14,11 @@ def listed(name: str) -> set[str]:
     return {line for line in lines if line}
 
 
+def normal(name: str) -> str:
+    """A project name as package indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
 def test_the_packages_of_the_base_image_are_installed_by_setup() -> None:
     from twin.emulation.images import BASE_PACKAGES
 
@@ -22,6 +28,6 @@ def test_the_packages_of_the_base_image_are_installed_by_setup() -> None:
 def test_every_python_dependency_is_pinned() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = project["dependencies"] + [name for extra in project["optional-dependencies"].values() for name in extra]
-    pins = {line.partition("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
-    names = {requirement.split(">")[0].split("[")[0].lower() for requirement in wanted} - {"twinbed"}
+    pins = {normal(line.partition("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    names = {normal(requirement.split(">")[0].split("[")[0]) for requirement in wanted} - {"twinbed"}
     assert names <= pins

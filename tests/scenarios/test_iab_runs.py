@@ -103,12 +103,12 @@ def test_a_network_file_runs_beside_the_scenario(twin: Twin, tmp_path: Path) -> 
     assert manifest["scenario"]["load"]["backhaul_flows"] == 5
 
 
-@pytest.mark.parametrize("name", ["phaul", "best"])
+@pytest.mark.parametrize("name", ["phaul", "best", "subset_sum"])
 def test_a_policy_that_does_not_fit_stops_before_the_run(name: str, twin: Twin, tmp_path: Path) -> None:
     missing = tmp_path / "nothing.npz"
     code, _, err = twin("iab20", "--controller", name, "--policy", str(missing))
     assert code == ExitCode.USAGE
-    wanted = str(missing) if name == "phaul" else "policy: best does not learn, so it takes none"
+    wanted = f"policy: {name} does not learn, so it takes none" if name == "subset_sum" else str(missing)
     assert err.startswith("--controller: controllers[0].params: ") and wanted in err
     assert err.count("\n") == 1
     assert not (tmp_path / "runs").exists()

@@ -10,6 +10,7 @@ from controllers.microopt.run_time import DEFAULT_MODEL
 from controllers.microopt.slice_model import load
 from scenarios.execution import execute
 from scenarios.loader import load_scenario
+from scenarios.registry import find_scenario
 from twin.store import KpiReader
 
 
@@ -17,7 +18,7 @@ from twin.store import KpiReader
 @pytest.mark.usefixtures("emulation_host")
 @pytest.mark.timeout(120)
 def test_it_acts_within_limits_and_the_promise_is_recorded(tmp_path: Path) -> None:
-    scenario = load_scenario("microopt", fidelity="emulation", duration_s=18.0, controllers=["microopt"])
+    scenario = load_scenario(find_scenario("microopt"), fidelity="emulation", duration_s=18.0, controllers=["microopt"])
     ended = execute(scenario, runs=tmp_path)
     # Three decisions of a second each may be late on a busy host; what they did must be right all the same.
     assert ended.result.status == "VALID" or ended.result.host_overloaded, ended.result.reason

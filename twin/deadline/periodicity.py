@@ -13,7 +13,7 @@ frequencies (bandwidth × observation time).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,8 @@ _CHUNK = 1 << 19  # of the exponentials computed at once: 8 MiB
 _MIN_TURNS = 2.0  # shorter observations cannot tell a period from the length of the observation
 _HARMONICS = 6
 _MAX_PEAKS = 8
+_LEAST = 0.6  # of the smallest N must be left when bursts are merged
+_JOB_SHARE = 0.2  # of the long stays awake: shorter ones are no jobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,30 +153,51 @@ def _burst_gaps_s(times_s: Floats) -> list[float]:
     return gaps_s[::-1]
 
 
-def judge(times_s: Sequence[float] | Floats, settings: PeriodSettings | None = None) -> Verdict:
+def _candidates(times_s: Floats, busy_s: Floats | None, settings: PeriodSettings) -> Iterator[Floats]:
+    """The wake-ups that may be releases, most likely ones first; two that no period can separate are one."""
+    least_s = settings.min_period_s / 4
+    if settings.burst_s is not None:
+        yield merged(times_s, max(settings.burst_s, least_s))
+        return
+    kinds = [times_s]
+    if busy_s is not None and len(busy_s):
+        # A guest's timers and its own clean-up wake a virtual CPU for microseconds, its jobs for longer.
+        jobs = times_s[busy_s >= _JOB_SHARE * np.quantile(busy_s, 0.9)]
+        if len(jobs) < len(times_s):
+            kinds.insert(0, jobs)
+    for kind in kinds:
+        for gap_s in _burst_gaps_s(kind):
+            yield merged(kind, max(gap_s, least_s))
+
+
+def judge(
+    times_s: Sequence[float] | Floats,
+    settings: PeriodSettings | None = None,
+    busy_s: Sequence[float] | Floats | None = None,
+) -> Verdict:
     """The period of these wake-ups (ascending, seconds), or that they have none.
 
     The lowest local maximum counts that stands above chance and above ``relative_height`` of the highest and
     whose harmonics are there. If a multiple of it is clearly higher, some releases lie between its own: then
-    the multiple is the common divisor.
+    the multiple is the common divisor. ``busy_s``, as long as ``times_s``, is how long the thread stayed awake
+    each time; it helps where ``settings.burst_s`` is None.
     """
     settings = PeriodSettings() if settings is None else settings
     times = np.asarray(times_s, dtype=np.float64)
-    samples = len(times)
-    gaps = [settings.burst_s] if settings.burst_s is not None else _burst_gaps_s(times)
+    busy = None if busy_s is None else np.asarray(busy_s, dtype=np.float64)
     found: tuple[Peak, ...] = ()
-    for gap_s in gaps:
-        # Two wake-ups that no period in question can separate are one.
-        points = merged(times, max(gap_s, settings.min_period_s / 4))
-        if len(points) < settings.samples[0] * 0.6:
+    for points in _candidates(times, busy, settings):
+        if len(points) < settings.samples[0] * _LEAST:
+            if len(times) < settings.samples[-1]:
+                break  # more wake-ups are better than a worse reading of these
             continue
-        verdict, found = _judge_points(points, samples, settings)
-        if verdict is not None:
-            return Verdict(verdict, samples, found)
-    return Verdict(None, samples, found)
+        period_s, found = _judge_points(points, settings)
+        if period_s is not None:
+            return Verdict(period_s, len(times), found)
+    return Verdict(None, len(times), found)
 
 
-def _judge_points(points: Floats, samples: int, settings: PeriodSettings) -> tuple[float | None, tuple[Peak, ...]]:
+def _judge_points(points: Floats, settings: PeriodSettings) -> tuple[float | None, tuple[Peak, ...]]:
     length_s = float(points[-1] - points[0])
     if length_s <= _MIN_TURNS * settings.min_period_s:
         return None, ()
@@ -222,7 +245,7 @@ def _holds(points: Floats, peak: Peak, settings: PeriodSettings, trials: float) 
     """
     single = merged(points, 1 / (8 * peak.frequency_hz))
     if len(single) < len(points):
-        if len(single) < settings.samples[0] * 0.6:
+        if len(single) < settings.samples[0] * _LEAST:
             return False
         if _at(single, peak.frequency_hz) < threshold(len(single), trials, settings.false_rate):
             return False
@@ -253,17 +276,19 @@ class PeriodFinder:
     def __init__(self, settings: PeriodSettings | None = None) -> None:
         self.settings = PeriodSettings() if settings is None else settings
         self._times: list[float] = []
+        self._busy: list[float] = []
         self._fresh = 0
         self._stage = 0
         self._verdict = Verdict(None, 0, ())
         self.final = False
 
-    def add(self, time_s: float) -> None:
-        """One wake-up; times do not go back."""
+    def add(self, time_s: float, busy_s: float = 0.0) -> None:
+        """One wake-up, and how long the thread stayed awake; times do not go back."""
         self._times.append(time_s)
+        self._busy.append(busy_s)
         self._fresh += 1
         if len(self._times) > 2 * self.settings.samples[-1]:
-            del self._times[: -self.settings.samples[-1]]
+            self._keep(self.settings.samples[-1])
 
     @property
     def times_s(self) -> tuple[float, ...]:
@@ -289,9 +314,13 @@ class PeriodFinder:
             if self._verdict.period_s is None and found is not None:
                 # It may have changed: look again from the beginning of the stages.
                 self._stage, self.final = 0, False
-                del self._times[: -stages[0]]
+                self._keep(stages[0])
         return self._verdict
 
     def _judge(self, samples: int) -> None:
-        self._verdict = judge(self._times[-samples:], self.settings)
+        self._verdict = judge(self._times[-samples:], self.settings, self._busy[-samples:])
         self._fresh = 0
+
+    def _keep(self, samples: int) -> None:
+        del self._times[:-samples]
+        del self._busy[:-samples]

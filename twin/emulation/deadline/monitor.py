@@ -24,8 +24,8 @@ from twin.emulation.deadline.sched import (
     SCHED_DEADLINE,
     Attributes,
     DeadlineError,
-    NotAdmitted,
-    ThreadEnded,
+    NotAdmittedError,
+    ThreadEndedError,
     get_attributes,
     reserve,
     restore,
@@ -109,7 +109,7 @@ class Monitor:
         self._traced: frozenset[int] = frozenset()
         if responses:
             try:
-                self._tracer = Tracer(journal, sleeps=True)
+                self._tracer = Tracer(journal, "monitor")
             except DeadlineError as error:
                 tell(f"response times are not measured: {error}")
 
@@ -124,10 +124,15 @@ class Monitor:
         with self._lock:
             return self._watched[tid].last
 
+    def period_s(self, tid: int) -> float:
+        """The reservation period of a thread; KeyError when it is not watched."""
+        with self._lock:
+            return self._watched[tid].law.period_s
+
     def add(self, tid: int, *, period_s: float, budget_s: float) -> None:
         """Watch a thread, starting with this budget.
 
-        Raises ThreadEnded, or DeadlineError when the kernel refuses for good. When its bandwidth is given out the
+        Raises ThreadEndedError, or DeadlineError when the kernel refuses for good. When its bandwidth is given out the
         thread is watched without a reservation, which is tried again in every cycle.
         """
         with self._lock:
@@ -140,14 +145,14 @@ class Monitor:
             before = get_attributes(tid)
             if before.policy == SCHED_DEADLINE:
                 raise DeadlineError(
-                    f"thread {tid}: has a reservation of {before.runtime_ns / 1e6:g} ms in {before.period_ns / 1e6:g} ms "
-                    "by somebody else (twin gc removes those of dead monitors)"
+                    f"thread {tid}: has a reservation of {before.runtime_ns / 1e6:g} ms in "
+                    f"{before.period_ns / 1e6:g} ms by somebody else (twin gc removes those of dead monitors)"
                 )
             ticks = start_ticks(tid)
             try:
                 descriptor = os.open(f"/proc/{tid}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
-                raise ThreadEnded(f"thread {tid}: has ended, or never was") from None
+                raise ThreadEndedError(f"thread {tid}: has ended, or never was") from None
             except OSError as error:
                 raise DeadlineError(f"thread {tid}: its CPU time cannot be read: {error.strerror}") from None
             cycle_s = max(1, round(self._cycle_s / period_s)) * period_s
@@ -157,7 +162,7 @@ class Monitor:
                 try:
                     reserve(tid, law.budget_s, period_s)
                     one.granted_s = law.budget_s
-                except NotAdmitted as error:
+                except NotAdmittedError as error:
                     one.refused = str(error)
                     self._tell(f"{error}; tried again in every cycle")
                 law.update(time.monotonic(), _executed_s(descriptor))
@@ -165,7 +170,7 @@ class Monitor:
                 os.close(descriptor)
                 self._journal.done(entry)
                 if isinstance(error, OSError):
-                    raise ThreadEnded(f"thread {tid}: has ended") from None
+                    raise ThreadEndedError(f"thread {tid}: has ended") from None
                 raise
             self._watched[tid] = one
 
@@ -181,7 +186,7 @@ class Monitor:
             try:
                 reserve(tid, law.budget_s, period_s)
                 one.granted_s = law.budget_s
-            except NotAdmitted:
+            except NotAdmittedError:
                 if one.granted_s is not None:
                     raise
             law.update(time.monotonic(), _executed_s(one.descriptor))
@@ -226,7 +231,7 @@ class Monitor:
             for _, one, wanted_s in sorted(changes, key=lambda change: change[0]):
                 try:
                     self._apply(one, wanted_s)
-                except ThreadEnded:
+                except ThreadEndedError:
                     self._forget(one)
                 except DeadlineError as error:
                     self._say_once(one, str(error))
@@ -254,11 +259,11 @@ class Monitor:
         steps = [wanted_s]
         if held_s is not None and wanted_s > held_s:
             steps += [held_s + part * (wanted_s - held_s) for part in _PARTS]
-        refusal: NotAdmitted | None = None
+        refusal: NotAdmittedError | None = None
         for budget_s in steps:
             try:
                 reserve(one.tid, budget_s, one.law.period_s)
-            except NotAdmitted as error:
+            except NotAdmittedError as error:
                 refusal = refusal or error
                 continue
             one.granted_s = budget_s
@@ -285,8 +290,8 @@ class Monitor:
             one.granted_s,
             one.law.period_s,
             one.law.used_s,
-            held and held.alpha,
-            held and held.delta_s,
+            None if held is None else held.alpha,
+            None if held is None else held.delta_s,
             longest_s,
         )
         return one.last

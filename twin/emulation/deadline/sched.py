@@ -27,11 +27,15 @@ class DeadlineError(EmulationError):
     """A reservation or trace that this host, kernel or user cannot have. One line: what, got, allowed, where."""
 
 
-class ThreadEnded(DeadlineError):
+class HostLacksError(DeadlineError):
+    """The host, or this user on it, has no way to do it at all."""
+
+
+class ThreadEndedError(DeadlineError):
     """The thread is gone."""
 
 
-class NotAdmitted(DeadlineError):
+class NotAdmittedError(DeadlineError):
     """The kernel has given out its bandwidth (EBUSY): possible again when others release theirs."""
 
 
@@ -58,7 +62,7 @@ class Attributes:
 
 
 def get_attributes(tid: int) -> Attributes:
-    """Scheduling of a thread; ThreadEnded when it is gone."""
+    """Scheduling of a thread; ThreadEndedError when it is gone."""
     buffer = ctypes.create_string_buffer(_SIZE)
     if _libc.syscall(_number(1), tid, buffer, _SIZE, 0):
         raise _explained(tid, ctypes.get_errno(), None)
@@ -67,7 +71,7 @@ def get_attributes(tid: int) -> Attributes:
 
 
 def set_attributes(tid: int, attributes: Attributes) -> None:
-    """Set the scheduling of a thread; ThreadEnded, NotAdmitted or DeadlineError with the reason."""
+    """Set the scheduling of a thread; ThreadEndedError, NotAdmittedError or DeadlineError with the reason."""
     packed = struct.pack(
         _FORMAT,
         _SIZE,
@@ -98,7 +102,7 @@ def restore(tid: int, before: Attributes) -> bool:
         if get_attributes(tid).policy != SCHED_DEADLINE:
             return False
         set_attributes(tid, before)
-    except ThreadEnded:
+    except ThreadEndedError:
         return False
     return True
 
@@ -115,21 +119,21 @@ def run_on_time() -> bool:
 def _number(index: int) -> int:
     numbers = _CALLS.get(platform.machine())
     if numbers is None:
-        raise DeadlineError(f"SCHED_DEADLINE: allowed on {', '.join(_CALLS)}, got {platform.machine()}")
+        raise HostLacksError(f"SCHED_DEADLINE: allowed on {', '.join(_CALLS)}, got {platform.machine()}")
     return numbers[index]
 
 
 def _explained(tid: int, code: int, asked: Attributes | None) -> DeadlineError:
     where = f"thread {tid}"
     if code == errno.ESRCH:
-        return ThreadEnded(f"{where}: has ended, or never was")
+        return ThreadEndedError(f"{where}: has ended, or never was")
     if asked is None or asked.policy != SCHED_DEADLINE:
         what = "read" if asked is None else "set"
         hint = "; run as root" if code in (errno.EPERM, errno.EACCES) and os.geteuid() else ""
         return DeadlineError(f"{where}: its scheduling cannot be {what}: {os.strerror(code)}{hint}")
     wanted = f"{asked.runtime_ns / 1e6:g} ms of {asked.period_ns / 1e6:g} ms"
     if code == errno.EBUSY:
-        return NotAdmitted(f"{where}: {wanted} not admitted: {_bandwidth()}")
+        return NotAdmittedError(f"{where}: {wanted} not admitted: {_bandwidth()}")
     if code == errno.EPERM:
         return DeadlineError(f"{where}: {wanted} refused: {_refusal(tid)}")
     if code == errno.EINVAL:
@@ -139,7 +143,7 @@ def _explained(tid: int, code: int, asked: Attributes | None) -> DeadlineError:
             f"{low / 1e3:g} and {high / 1e3:g} ms"
         )
     if code == errno.ENOSYS:
-        return DeadlineError(f"{where}: this kernel has no SCHED_DEADLINE")
+        return HostLacksError(f"{where}: this kernel has no SCHED_DEADLINE")
     return DeadlineError(f"{where}: {wanted} refused: {os.strerror(code)}")
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from twin.emulation.deadline.sched import DeadlineError
+from twin.emulation.deadline.sched import DeadlineError, HostLacksError
 from twin.journal import Journal
 
 _MOUNTS = Path("/proc/self/mounts")
@@ -28,6 +28,7 @@ _CLOEXEC, _CONFIG_CREATE = 1, 6
 _BUFFER_KIB = 256
 _PAGE = 1 << 16
 _MISSED = 1 << 31
+_EVENTS = ("sched_wakeup", "sched_switch")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -82,15 +83,15 @@ class Tracefs:
         self.close()
 
 
-def _no_tracefs(code: int) -> DeadlineError:
+def _no_tracefs(code: int) -> HostLacksError:
     if code in (errno.EPERM, errno.EACCES):
-        return DeadlineError("wake-ups cannot be traced: tracefs needs root (CAP_SYS_ADMIN)")
+        return HostLacksError("wake-ups cannot be traced: tracefs needs root (CAP_SYS_ADMIN)")
     if code in (errno.ENODEV, errno.ENOSYS):
-        return DeadlineError(
+        return HostLacksError(
             "wake-ups cannot be traced: this host has no tracefs "
             "(mount -t tracefs nodev /sys/kernel/tracing, on a kernel with CONFIG_FTRACE)"
         )
-    return DeadlineError(f"wake-ups cannot be traced: tracefs cannot be mounted: {os.strerror(code)}")
+    return HostLacksError(f"wake-ups cannot be traced: tracefs cannot be mounted: {os.strerror(code)}")
 
 
 def remove_instance(name: str) -> bool:
@@ -120,37 +121,35 @@ def _dismiss(folder: Path) -> None:
 
 
 class Tracer:
-    """Traces the wake-ups (and, with ``sleeps``, the sleeps) of the threads given to :meth:`watch`."""
+    """Traces when the threads given to :meth:`watch` wake and sleep; ``purpose`` names the instance."""
 
-    def __init__(self, journal: Journal, *, sleeps: bool = False) -> None:
+    def __init__(self, journal: Journal, purpose: str) -> None:
         self.lost = 0  # events that the kernel overwrote before they were read
         self._journal = journal
         self._tids: frozenset[int] = frozenset()
         self._readers: list[int] = []
         self._tracefs = Tracefs.open()
-        name = f"twinbed-{journal.run_id}"
+        name = f"twinbed-{journal.run_id}-{purpose}"
         self._folder = self._tracefs.root / "instances" / name
         self._entry = journal.record("tracing", name=name)
         try:
             self._folder.mkdir()
             self._write("trace_clock", "mono")
             self._write("buffer_size_kb", str(_BUFFER_KIB))
-            events = ["sched_wakeup", "sched_switch"] if sleeps else ["sched_wakeup"]
-            self._events = dict(map(self._event, events))
+            self._events = dict(map(self._event, _EVENTS))
             self._write("set_event_pid", "")
             for cpu in sorted((self._folder / "per_cpu").iterdir()):
                 self._readers.append(os.open(cpu / "trace_pipe_raw", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
-            self._names = events
         except OSError as error:
             self.close()
-            raise DeadlineError(f"wake-ups cannot be traced: {error.strerror}: {error.filename}") from None
+            raise HostLacksError(f"wake-ups cannot be traced: {error.strerror}: {error.filename}") from None
 
     def watch(self, tids: Collection[int]) -> None:
         """Trace exactly these threads from now on; those that have ended already are left out."""
         if frozenset(tids) == self._tids:
             return
         # No thread at all would mean every thread of the host.
-        for name in self._names:
+        for name in _EVENTS:
             self._write(f"events/sched/{name}/enable", "0")
         self._write("set_event_pid", "")
         self._tids = frozenset(tids)
@@ -164,12 +163,12 @@ class Tracer:
                     os.write(descriptor, f"{tid}\n".encode())
         finally:
             os.close(descriptor)
-        for name in self._names:
+        for name in _EVENTS:
             self._write(f"events/sched/{name}/enable", "1")
 
     def read(self) -> list[Switch]:
         """Everything since the last call, in order of time; never waits."""
-        found = []
+        found: list[Switch] = []
         for reader in self._readers:
             while True:
                 try:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -309,7 +309,6 @@ def _ending() -> Iterator[None]:
 @contextlib.contextmanager
 def _reported() -> Iterator[None]:
     """What the host does not have is exit code 4; the loop itself samples on time where it may."""
-    from scenarios.registry import MissingPartError
     from twin.emulation.deadline.sched import DeadlineError, HostLacksError, run_on_time
     from twin.journal import JournalError
 
@@ -317,25 +316,28 @@ def _reported() -> Iterator[None]:
     try:
         yield
     except HostLacksError as error:
+        from scenarios.registry import MissingPartError
+
         raise MissingPartError(str(error)) from None
     except (DeadlineError, JournalError) as error:
         _tell(str(error))
         raise typer.Exit(ExitCode.USAGE) from None
 
 
-def _printer(output: Format) -> Callable[[Sample], None]:
+def _printer(output: Format) -> Callable[[Sequence[Sample]], None]:
+    """Prints the cycles of one moment at once: a reader sees whole lines, and soon."""
     if output is Format.JSON:
-        return lambda sample: print(json.dumps(sample.to_json()), flush=True)
+        encode = json.JSONEncoder().encode
+        return lambda samples: print("\n".join(encode(one.to_json()) for one in samples), flush=True)
     print(f"{'time_s':>8} {'tid':>8} {'budget':>9} {'period':>9} {'used':>9} {'alpha':>6} {'delta':>9} {'response':>9}")
+    return lambda samples: print("\n".join(map(_row, samples)), flush=True)
 
-    def line(sample: Sample) -> None:
-        times = (sample.budget_s, sample.period_s, sample.used_s)
-        shown = " ".join(_milliseconds(one) for one in times)
-        alpha = "     -" if sample.alpha is None else f"{sample.alpha:6.3f}"
-        rest = f"{alpha} {_milliseconds(sample.delta_s)} {_milliseconds(sample.response_s)}"
-        print(f"{sample.time_s:8.2f} {sample.tid:8} {shown} {rest}", flush=True)
 
-    return line
+def _row(sample: Sample) -> str:
+    shown = " ".join(_milliseconds(one) for one in (sample.budget_s, sample.period_s, sample.used_s))
+    alpha = "     -" if sample.alpha is None else f"{sample.alpha:6.3f}"
+    rest = f"{alpha} {_milliseconds(sample.delta_s)} {_milliseconds(sample.response_s)}"
+    return f"{sample.time_s:8.2f} {sample.tid:8} {shown} {rest}"
 
 
 def _milliseconds(seconds: float | None) -> str:

@@ -10,6 +10,7 @@ Every thread's scheduling is journalled before it changes (kind ``reservation``)
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 import time
@@ -157,7 +158,7 @@ class Monitor:
                 raise DeadlineError(f"thread {tid}: its CPU time cannot be read: {error.strerror}") from None
             cycle_s = max(1, round(self._cycle_s / period_s)) * period_s
             entry = self._journal.record("reservation", tid=tid, start_ticks=ticks, before=before.to_json())
-            one = _Watched(tid, law, cycle_s, descriptor, before, entry, time.monotonic() + cycle_s)
+            one = _Watched(tid, law, cycle_s, descriptor, before, entry, _next_s(time.monotonic(), cycle_s))
             try:
                 try:
                     reserve(tid, law.budget_s, period_s)
@@ -192,7 +193,7 @@ class Monitor:
             law.update(time.monotonic(), _executed_s(one.descriptor))
             one.law = law
             one.cycle_s = max(1, round(self._cycle_s / period_s)) * period_s
-            one.due_s = time.monotonic() + one.cycle_s
+            one.due_s = _next_s(time.monotonic(), one.cycle_s)
 
     def remove(self, tid: int) -> None:
         """Give a thread its scheduling back and forget it; KeyError when it is not watched."""
@@ -221,8 +222,7 @@ class Monitor:
                     self._forget(one)
                     continue
                 wanted_s = one.law.update(now_s, executed_s)
-                # Never two cycles at once after a pause: the law divides by the time that really passed.
-                one.due_s = max(one.due_s + one.cycle_s, now_s + one.cycle_s / 2)
+                one.due_s = _next_s(now_s, one.cycle_s)
                 held_s = one.granted_s or 0.0
                 if one.granted_s is None or abs(wanted_s - held_s) > _SAME * held_s:
                     changes.append((wanted_s / one.law.period_s - held_s / one.law.period_s, one, wanted_s))
@@ -315,7 +315,8 @@ class Monitor:
                 one.woke_s = None
 
     def _forget(self, one: _Watched) -> None:
-        self._tell(f"thread {one.tid}: has ended")
+        if one.last is not None:  # those that live for less than a cycle are not worth a line
+            self._tell(f"thread {one.tid}: has ended")
         self._release(self._watched.pop(one.tid))
 
     def _release(self, one: _Watched) -> None:
@@ -327,6 +328,15 @@ class Monitor:
             return
         with contextlib.suppress(OSError):
             self._journal.done(one.entry)
+
+
+def _next_s(now_s: float, cycle_s: float) -> float:
+    """The next multiple of the cycle that is at least half a cycle away.
+
+    Threads with equal cycles are looked at together, which wakes the monitor once for all of them. A cycle
+    that begins late or after a pause is no worse: the law divides by the time that really passed.
+    """
+    return math.ceil(now_s / cycle_s + 0.5) * cycle_s
 
 
 def _executed_s(descriptor: int) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -38,22 +37,22 @@ class SessionSettings:
 
 def journal_name(purpose: str) -> str:
     """An id for the journal of one monitor."""
-    return f"{purpose}-{os.getpid()}-{secrets.token_hex(3)}"
+    return f"{purpose}-{os.getpid()}-{os.urandom(3).hex()}"
 
 
 def watch(
     targets: Sequence[Target],
     settings: SessionSettings,
     *,
-    emit: Callable[[Sample], None],
+    emit: Callable[[Sequence[Sample]], None],
     tell: Callable[[str], None],
     ended: Callable[[], bool] = lambda: False,
     folder: Path | None = None,
 ) -> int:
     """Give the threads of the targets reservations until ``ended()`` or until none is left; how many there were.
 
-    Everything is given back on return and on any exception. A thread that the kernel refuses for good is
-    told once and left alone; DeadlineError when that was the only one there ever was.
+    ``emit`` gets the cycles that ended at one moment. Everything is given back on return and on any exception.
+    A thread that the kernel refuses for good is told once and left alone; DeadlineError when it was the only one.
     """
     with Journal.create(journal_name("deadline"), folder=folder) as journal:
         monitor = Monitor(
@@ -85,7 +84,7 @@ def _loop(
     settings: SessionSettings,
     monitor: Monitor,
     wizard: PeriodWizard | None,
-    emit: Callable[[Sample], None],
+    emit: Callable[[Sequence[Sample]], None],
     tell: Callable[[str], None],
     ended: Callable[[], bool],
 ) -> int:
@@ -125,8 +124,8 @@ def _loop(
             if wizard is not None:
                 _find_periods(monitor, wizard, tell)
         time.sleep(min(_STEP_S, monitor.due_s(time.monotonic())))
-        for sample in monitor.step():
-            emit(sample)
+        if samples := monitor.step():
+            emit(samples)
 
 
 def _find_periods(monitor: Monitor, wizard: PeriodWizard, tell: Callable[[str], None]) -> None:

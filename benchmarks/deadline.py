@@ -133,12 +133,10 @@ def periods() -> list[dict[str, Any]]:
     return rows
 
 
-def monitored(
-    plans: list[str], duration_s: float, budget_ms: float
-) -> list[tuple[list[dict[str, Any]], np.ndarray, float]]:
-    """Tasks with a period of 100 ms under the monitor: cycles, jobs (release, work, response), first cycle's time.
+def monitored(plans: list[str], duration_s: float, budget_ms: float) -> list[tuple[list[dict[str, Any]], np.ndarray]]:
+    """Tasks with a period of 100 ms under the monitor: cycles, and jobs (release, work, response in s).
 
-    Cycles carry ``task_s``, the time since the task's first release.
+    Cycles carry ``task_s``, the time since the task's first release; so do the jobs.
     """
     with tempfile.TemporaryDirectory() as folder:
         tasks = []
@@ -146,7 +144,6 @@ def monitored(
             log = f"{folder}/{number}"
             process, tid = started("periodic", "--work-ms", plan, "--duration-s", str(duration_s), "--log", log)
             tasks.append((process, tid, log))
-        begun_s = time.monotonic()
         monitor = subprocess.Popen(
             [*ATTACH, *(str(tid) for _, tid, _ in tasks), "--budget", f"{budget_ms:g}ms"],
             stdout=subprocess.PIPE,
@@ -156,13 +153,19 @@ def monitored(
         cycles: dict[int, list[dict[str, Any]]] = {tid: [] for _, tid, _ in tasks}
         for line in monitor.stdout:
             one = json.loads(line)
-            one["task_s"] = time.monotonic() - begun_s
+            one["task_s"] = time.monotonic()
+            one["budget_s"] = one["budget_s"] or 0.0  # waits for admission
             cycles[one["tid"]].append(one)
         monitor.wait()
         results = []
         for process, tid, log in tasks:
             process.communicate()
-            results.append((cycles[tid], np.loadtxt(log), cycles[tid][0]["task_s"]))
+            jobs = np.loadtxt(log)
+            start_s = jobs[0, 0]
+            jobs[:, 0] -= start_s
+            for one in cycles[tid]:
+                one["task_s"] -= start_s
+            results.append((cycles[tid], jobs))
         return results
 
 
@@ -170,7 +173,7 @@ def budget() -> list[dict[str, Any]]:
     """Cycles until the budget stays within 5 % of C (1 + ovh), and the response after that."""
     rows = []
     for first_ms in (2.0, 8.0):
-        for work_ms, (cycles, jobs, _) in zip((10, 20), monitored(["10", "20"], 14, first_ms), strict=True):
+        for work_ms, (cycles, jobs) in zip((10, 20), monitored(["10", "20"], 14, first_ms), strict=True):
             high_s = work_ms / 1e3 * (1 + OVH) * 1.05
             outside = [n for n, one in enumerate(cycles) if not work_ms / 1e3 <= one["budget_s"] <= high_s]
             settled = outside[-1] + 2 if outside else 1
@@ -195,9 +198,9 @@ def steps() -> list[dict[str, Any]]:
     changes_s = (8.0, 16.0)
     rows = []
     plans = (("5:8,15:16,10", (5, 15, 10)), ("10:8,30:16,20", (10, 30, 20)))
-    for (_, works), (cycles, jobs, _) in zip(plans, monitored([plan for plan, _ in plans], 23, 2), strict=True):
+    for (_, works), (cycles, jobs) in zip(plans, monitored([plan for plan, _ in plans], 23, 2), strict=True):
         ends_s = (*changes_s[1:], 23.0)
-        for change_s, end_s, before_ms, work_ms in zip(changes_s, ends_s, works, works[1:], strict=True):
+        for change_s, end_s, before_ms, work_ms in zip(changes_s, ends_s, works[:-1], works[1:], strict=True):
             part = [one for one in cycles if change_s < one["task_s"] <= end_s]
             high_s = work_ms / 1e3 * (1 + OVH) * 1.05
             covers = work_ms > before_ms

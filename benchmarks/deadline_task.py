@@ -8,7 +8,8 @@ time per job, 5 ms until 10 s, 15 ms until 20 s, then 10 ms. ``player``: a threa
 fills an audio buffer every third frame, and reads a file now and then. ``aperiodic``: reads and writes a file after
 random pauses. ``threads``: ``--count`` threads with a short job every 100 ms.
 
-Prints the thread's id, then ``--log`` gets a line ``release_s work_s response_s`` per job of ``periodic``.
+Prints the thread's id; ``--log`` gets a line ``release_s work_s response_s`` per job of
+``periodic``, the release on the monotonic clock.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def periodic(periods_s: list[float], plan: list[tuple[float, float]], duration_s
         _until(start + release)
         work = next(work for until, work in plan if release < until)
         _work(work)
-        lines.append(f"{release:.6f} {work:.6f} {time.monotonic() - start - release:.6f}\n")
+        lines.append(f"{start + release:.6f} {work:.6f} {time.monotonic() - start - release:.6f}\n")
     if log:
         with open(log, "w", encoding="ascii") as file:  # noqa: PTH123 starts faster without pathlib
             file.writelines(lines)

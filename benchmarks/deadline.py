@@ -201,7 +201,7 @@ def steps() -> list[dict[str, Any]]:
     for (_, works), (cycles, jobs) in zip(plans, monitored([plan for plan, _ in plans], 23, 2), strict=True):
         ends_s = (*changes_s[1:], 23.0)
         for change_s, end_s, before_ms, work_ms in zip(changes_s, ends_s, works[:-1], works[1:], strict=True):
-            part = [one for one in cycles if change_s < one["task_s"] <= end_s]
+            part = [one for one in cycles if change_s < one["task_s"] <= end_s - 0.5]
             high_s = work_ms / 1e3 * (1 + OVH) * 1.05
             covers = work_ms > before_ms
             follows = [one["budget_s"] >= work_ms / 1e3 if covers else one["budget_s"] <= high_s for one in part]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -86,7 +87,7 @@ def test_attach_finds_the_period_by_itself_and_gives_everything_back() -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_gives_everything_back(state: Path, number: signal.Signals, code: int) -> None:
     before = instances()
-    with subprocess.Popen(["sleep", "60"]) as sleeper:
+    with subprocess.Popen(["sleep", "20"]) as sleeper:
         command = [*TWIN, "deadline", "attach", str(sleeper.pid)]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as monitor:
             poll(lambda: policy(sleeper.pid) == 6)
@@ -101,7 +102,7 @@ def test_a_signal_gives_everything_back(state: Path, number: signal.Signals, cod
 
 
 def test_gc_gives_back_what_a_killed_monitor_held(state: Path) -> None:
-    with subprocess.Popen(["sleep", "60"]) as sleeper:
+    with subprocess.Popen(["sleep", "20"]) as sleeper:
         os.setpriority(os.PRIO_PROCESS, sleeper.pid, 5)
         with subprocess.Popen(
             [*TWIN, "deadline", "attach", str(sleeper.pid)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -146,7 +147,7 @@ def test_period_prints_the_period_or_that_there_is_none() -> None:
 
 @pytest.mark.usefixtures("state")
 def test_a_thread_that_does_not_wake_has_no_answer() -> None:
-    with subprocess.Popen(["sleep", "60"]) as sleeper:
+    with subprocess.Popen(["sleep", "20"]) as sleeper:
         done = twin("period", str(sleeper.pid), "--timeout", "500ms", "--format", "json")
         sleeper.kill()
     assert json.loads(done.stdout) == {"tid": sleeper.pid, "period_s": None, "samples": 0, "peaks": []}
@@ -201,11 +202,14 @@ def test_the_daemon_watches_threads_and_tells_periods(state: Path, tmp_path: Pat
             [*TASK, "periodic", "--period-ms", "40", "--work-ms", "1", "--duration-s", "60"], stdout=subprocess.PIPE
         ) as process,
         subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as daemon,
+        contextlib.ExitStack() as ending,
     ):
+        ending.callback(daemon.kill)
+        ending.callback(process.kill)
         assert daemon.stderr is not None
         assert daemon.stderr.readline() == f"listening on {path}\n"
         assert path.stat().st_mode & 0o777 == 0o600
-        connection, tid = _Local(path), process.pid
+        connection, tid = ending.enter_context(contextlib.closing(_Local(path))), process.pid
         assert ask(connection, "GET", "/threads") == (200, [])
         assert ask(connection, "POST", "/threads", {"tid": tid, "period_s": 0.04, "budget_s": 0.004})[0] == 201
         assert ask(connection, "POST", "/periods", {"tid": tid})[0] == 201
@@ -228,7 +232,7 @@ def test_the_daemon_watches_threads_and_tells_periods(state: Path, tmp_path: Pat
                 400,
                 "no key 'period'; allowed are tid, period_s, budget_s",
             ),
-            ("POST", "/threads", {"tid": tid, "period_s": -1}, 400, "period_s must be seconds above 0"),
+            ("POST", "/threads", {"tid": tid, "period_s": -1}, 400, "period_s must be a number of seconds above 0"),
             ("POST", "/threads", {"tid": "1"}, 400, "tid must be a number"),
             ("POST", "/threads", b"[" * 50_000, 400, "not JSON"),
             ("POST", "/threads", b"[]", 400, "must be an object, got list"),
@@ -238,9 +242,8 @@ def test_the_daemon_watches_threads_and_tells_periods(state: Path, tmp_path: Pat
             ("GET", "/nothing", None, 404, "no /nothing"),
             ("PUT", "/threads", None, 405, "PUT is not possible"),
         ):
-            fresh = _Local(path)
-            got, text = ask(fresh, method, where, body)
-            fresh.close()
+            with contextlib.closing(_Local(path)) as fresh:
+                got, text = ask(fresh, method, where, body)
             assert got == status
             assert isinstance(text, dict)
             assert said in text["error"]

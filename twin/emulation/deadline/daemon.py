@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 DEFAULT_SOCKET = Path("/run/twinbed/deadline.sock")
 _MAX_BODY = 1 << 16
+_MAX_DRAINED = 1 << 20
 _STEP_S = 0.1
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
@@ -201,6 +202,8 @@ class _Handler(BaseHTTPRequestHandler):
         if not (text.isascii() and text.isdigit()) or "Transfer-Encoding" in self.headers:
             raise _RequestError(HTTPStatus.LENGTH_REQUIRED, "a body needs its Content-Length")
         if int(text) > _MAX_BODY:
+            # A client that is still sending when the connection closes never sees the answer.
+            self.rfile.read(min(int(text), _MAX_DRAINED))
             raise _RequestError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body has at most {_MAX_BODY} B, got {text}")
         data = self.rfile.read(int(text))
         if not data:

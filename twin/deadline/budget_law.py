@@ -7,7 +7,9 @@ is c_max. A growing c_max doubles the acceleration l, any other resets it to 1, 
 
 Added to the figure, whose end is missing: the law stops at ``max_share`` of the period (the paper's 80 %) and
 at ``min_budget_s``, and a c_max that grows by less than ``tolerance`` does not accelerate, since measured times
-waver by a few parts in a thousand. N is 2 by default: a larger ring would keep an old maximum for longer than
+waver by a few parts in a thousand. A budget that was used up in a whole cycle makes l at least ``exhausted``:
+l = 2 would need four cycles for three times the time when the change comes late in a cycle; ``exhausted=1`` is the
+figure's law. N is 2 by default: a larger ring would keep an old maximum for longer than
 the three cycles in which a budget should follow a thread that needs less.
 """
 
@@ -15,6 +17,9 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+
+# A settled thread uses 1 / (1 + ovh) of its budget, one that wants more all of it; measured times waver.
+_USED_UP = 0.97
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,7 @@ class LawSettings:
     max_share: float = 0.8
     tolerance: float = 0.02
     min_budget_s: float = 1e-4
+    exhausted: int = 6
 
     def __post_init__(self) -> None:
         for name, allowed, right in (
@@ -38,6 +44,7 @@ class LawSettings:
             ("tolerance", f"[0, {self.overallocation:g})", 0 <= self.tolerance < self.overallocation),
             # Less than 1024 ns the kernel refuses.
             ("min_budget_s", "1.024e-06 or more", self.min_budget_s >= 1.024e-6),
+            ("exhausted", "1 to 1000", 1 <= self.exhausted <= 1000),
         ):
             if not right:
                 raise ValueError(f"budget law: {name} must be in {allowed}, got {getattr(self, name):g}")
@@ -79,6 +86,8 @@ class BudgetLaw:
         if self._largest_s >= 0:
             grew = largest_s > self._largest_s * (1 + self.settings.tolerance)
             self._acceleration = min(2 * self._acceleration, 1 << 30) if grew else 1
+            if self.used_s >= _USED_UP * self.budget_s and self.settings.exhausted > 1:
+                self._acceleration = max(self._acceleration, self.settings.exhausted)
         self._largest_s = largest_s
         self.budget_s = self._within(largest_s * (1 + self.settings.overallocation * self._acceleration))
         return self.budget_s

@@ -165,7 +165,8 @@ def monitored(plans: list[str], duration_s: float, budget_ms: float) -> list[tup
             jobs[:, 0] -= start_s
             for one in cycles[tid]:
                 one["task_s"] -= start_s
-            results.append((cycles[tid], jobs))
+            # A cycle in which the task ended saw less of it.
+            results.append(([one for one in cycles[tid] if one["task_s"] <= jobs[-1, 0]], jobs))
         return results
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scenarios import dataset_cli, gap_cli, iab_cli, slice_model_cli, slice_opt_cli
+from scenarios import dataset_cli, deadline_cli, gap_cli, iab_cli, slice_model_cli, slice_opt_cli
 from scenarios.exit_codes import ExitCode
 from scenarios.options import Format, FormatOption
 from scenarios.plugin_commands import PluginGroup
@@ -46,6 +46,7 @@ app.add_typer(slice_opt_cli.app)
 app.add_typer(slice_model_cli.app)
 app.add_typer(dataset_cli.app)
 app.add_typer(gap_cli.app)
+app.add_typer(deadline_cli.app)
 
 
 class Fidelity(StrEnum):

@@ -7,7 +7,9 @@ a thing (``{"id": 3, "kind": "interface", "ids": {"name": "s1-eth1"}}``) or the 
 
 Kinds and their ids: ``container(name)``, ``bridge(name)``, ``interface(name)``, ``netns(name)``,
 ``process(pid, start_ticks)``, ``cgroup(paths)``, ``mount(path)``, ``folder(path)``, ``file(path)``,
-``domain(name, uri)`` of libvirt.
+``domain(name, uri)`` of libvirt,
+``reservation(tid, start_ticks, before)``, whose removal gives the thread its scheduling before back, and
+``tracing(name)``, an instance of tracefs.
 A qdisc goes with its interface. A ``folder`` or ``file`` is recorded only by whoever creates it. A process
 has no id before it exists: start it so that it ends with a pipe of its owner, at least until it is recorded.
 """
@@ -37,6 +39,8 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "folder": ("path",),
     "file": ("path",),
     "domain": ("name", "uri"),
+    "reservation": ("tid", "start_ticks", "before"),
+    "tracing": ("name",),
 }
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 SUFFIX = ".jsonl"
@@ -323,6 +327,8 @@ def _plain(value: Any) -> Any:
         return str(value)
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
     return value
 
 

@@ -21,6 +21,8 @@ from importlib import metadata
 from pathlib import Path
 
 from twin.emulation import gc
+from twin.emulation.deadline.sched import DeadlineError
+from twin.emulation.deadline.tracefs import Tracefs
 from twin.emulation.impairment import has_qdisc
 from twin.emulation.netlink import Netlink, VethEnd, add_veth, open_tap
 from twin.emulation.netns import in_new_netns
@@ -176,8 +178,13 @@ def _writable(folder: str) -> bool:
 
 
 def _tracefs() -> tuple[bool, str]:
-    folder = Path("/sys/kernel/tracing/instances")
-    return os.access(folder, os.W_OK), str(folder) if folder.is_dir() else "not mounted at /sys/kernel/tracing"
+    try:
+        with Tracefs.open() as tracefs:
+            return (tracefs.root / "instances").is_dir(), "instances can be made"
+    except DeadlineError as error:
+        if os.geteuid() != 0:
+            raise PermissionError(errno.EACCES, str(error)) from None
+        return False, str(error)
 
 
 def _deadline() -> tuple[bool, str]:
@@ -347,7 +354,7 @@ _CHECKS = (
         "a kernel with CONFIG_NET_SCH_NETEM (modprobe sch_netem)",
     ),
     _Check("kernel", _kernel, "emulation on a kernel that is tested: 5.4 or newer", "a newer kernel"),
-    _Check("tracefs", _tracefs, "observing wake-ups of partitions", "mount -t tracefs nodev /sys/kernel/tracing"),
+    _Check("tracefs", _tracefs, "twin period, response times", "root, a kernel with CONFIG_FTRACE"),
     _Check("sched-deadline", _deadline, "CPU budgets of partitions", "root, no cpuset, kernel.sched_rt_runtime_us set"),
     _Check("kvm", _kvm, "guests of this host's architecture at full speed", "a host with virtualisation enabled"),
     _Check("qemu-aarch64", _program("qemu-system-aarch64"), "partitions", "apt install qemu-system-arm"),

@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, urlencode
 
+from twin.emulation.deadline.sched import Attributes, DeadlineError, restore
+from twin.emulation.deadline.tracefs import instance_exists, remove_instance
 from twin.emulation.netlink import Netlink, NetlinkError
 from twin.journal import SUFFIX, Entry, JournalError, Record, default_folder, mark_done, read, start_ticks
 
@@ -238,7 +240,7 @@ class _Kind:
 
 
 def _identity(entry: Entry) -> str:
-    for key in ("name", "path", "pid"):
+    for key in ("name", "path", "pid", "tid"):
         if key in entry.ids:
             return str(entry.ids[key])
     return ", ".join(map(str, entry.ids.get("paths", ())))
@@ -482,6 +484,27 @@ def _path_exists(entry: Entry, _: Record) -> bool:
     return os.path.lexists(entry.ids["path"])
 
 
+# --- reservation, tracing -----------------------------------------------------------------------------
+
+
+def _reservation_exists(entry: Entry, record: Record) -> bool:
+    return record.same_boot and start_ticks(entry.ids["tid"]) == entry.ids["start_ticks"]
+
+
+def _reservation_remove(entry: Entry, _: Record) -> None:
+    try:
+        restore(entry.ids["tid"], Attributes.from_json(entry.ids["before"]))
+    except DeadlineError as error:
+        raise _Kept(str(error)) from None
+
+
+def _tracing_remove(entry: Entry, _: Record) -> None:
+    try:
+        remove_instance(entry.ids["name"])
+    except DeadlineError as error:
+        raise _Kept(str(error)) from None
+
+
 _KINDS: dict[str, _Kind] = {
     "container": _Kind(lambda entry, record: _container(entry, record) is not None, _container_remove),
     "bridge": _Kind(_bridge_exists, _bridge_remove),
@@ -495,4 +518,6 @@ _KINDS: dict[str, _Kind] = {
     "folder": _Kind(_path_exists, _folder_remove),
     "file": _Kind(_path_exists, _file_remove),
     "domain": _Kind(_domain_exists, _domain_remove),
+    "reservation": _Kind(_reservation_exists, _reservation_remove),
+    "tracing": _Kind(lambda entry, record: record.same_boot and instance_exists(entry.ids["name"]), _tracing_remove),
 }

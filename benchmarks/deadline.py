@@ -1,0 +1,277 @@
+"""Reservations and periods on this host: NANCY D3.4 Figures 24-27, NANCY D4.2 Figures 5-9 and 11-13.
+
+    python benchmarks/deadline.py [--part sets|periods|budget|steps|cost]... [--format json]
+
+``sets``: 100 random task sets and 100 aperiodic wake-up sequences, simulated (1 to 3 periods of 20 to 200 ms, with a
+common divisor of 5 to 25 ms; exponential, lognormal, gamma, uniform, clustered, heavy-tailed and tick-bound pauses).
+``periods``: real tasks under ``twin period``. ``budget``: tasks of 10 and 20 ms in 100 ms, from 2 and from 8 ms.
+``steps``: 5, 15, 10 and 10, 30, 20 ms. ``cost``: CPU and memory of the monitor with 100 threads, T = 100 ms.
+
+Needs root, SCHED_DEADLINE and tracefs, apart from ``sets``. A minute and a half in all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from twin.deadline.periodicity import PeriodFinder, PeriodSettings, Verdict
+
+TWIN = [sys.executable, "-m", "scenarios.cli"]
+TASK = [sys.executable, str(Path(__file__).with_name("deadline_task.py"))]
+ATTACH = [*TWIN, "deadline", "attach", "--period", "100ms", "--format", "json"]
+OVH = 0.1
+PARTS = ("sets", "periods", "budget", "steps", "cost")
+
+
+# --- simulated ----------------------------------------------------------------------------------------
+
+
+def releases(random: np.random.Generator, periods_ms: list[int], jobs: int, jitter_s: float = 3e-4) -> np.ndarray:
+    """Wake-ups of tasks that start together, each a little late."""
+    end_s = jobs * max(periods_ms) / 1e3
+    times = np.concatenate([np.arange(0, end_s, period / 1e3) for period in periods_ms])
+    return np.sort(times + np.abs(random.normal(0, jitter_s, len(times))))
+
+
+def random_set(random: np.random.Generator) -> list[int]:
+    """1 to 3 periods in ms."""
+    step = int(random.choice([5, 10, 15, 20, 25]))
+    count = int(random.integers(1, 4))
+    return sorted(set((step * random.integers(max(1, 20 // step), 1 + max(2, 200 // step), count)).tolist()))
+
+
+def aperiodic(random: np.random.Generator, kind: int, count: int = 220) -> np.ndarray:
+    """Wake-ups after pauses of one of seven kinds."""
+    pauses = (
+        lambda: random.exponential(0.02, count),
+        lambda: random.lognormal(-4, 1.2, count),
+        lambda: random.gamma(3, 0.01, count),
+        lambda: random.uniform(0.005, 0.06, count),
+        lambda: np.where(
+            random.random(count) < 0.25, random.exponential(0.08, count), random.uniform(5e-4, 3e-3, count)
+        ),
+        lambda: 0.002 + random.pareto(1.5, count) * 0.006,
+        lambda: np.ceil(random.exponential(0.02, count) / 0.004) * 0.004,
+    )
+    return np.cumsum(pauses[kind % len(pauses)]())
+
+
+def found(times_s: np.ndarray, settings: PeriodSettings | None = None) -> Verdict:
+    """What PeriodWiz says, wake-up by wake-up, when it first says something for good."""
+    finder = PeriodFinder(settings)
+    for time_s in times_s:
+        finder.add(float(time_s))
+        verdict = finder.verdict()
+        if finder.final:
+            break
+    return verdict
+
+
+def sets(count: int = 100, seed: int = 0) -> dict[str, Any]:
+    """Right answers (within 2 % of the greatest common divisor) and false periods."""
+    random = np.random.default_rng(seed)
+    wrong = []
+    for _ in range(count):
+        periods = random_set(random)
+        divisor = functools.reduce(math.gcd, periods)
+        period_s = found(releases(random, periods, 120)).period_s
+        if period_s is None or abs(period_s * 1e3 - divisor) > 0.02 * divisor:
+            wrong.append({"periods_ms": periods, "found_ms": period_s and round(period_s * 1e3, 2)})
+    false = sum(found(aperiodic(random, kind)).period_s is not None for kind in range(count))
+    return {"right": 1 - len(wrong) / count, "false_periods": false, "of": count, "wrong": wrong}
+
+
+# --- on this host -------------------------------------------------------------------------------------
+
+
+def started(*arguments: str) -> tuple[subprocess.Popen[str], int]:
+    """A task, and its thread id."""
+    process = subprocess.Popen([*TASK, *arguments], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    return process, int(process.stdout.readline())
+
+
+def stopped(process: subprocess.Popen[str]) -> None:
+    """End a task that is no longer needed."""
+    process.kill()
+    process.communicate()
+
+
+def periods() -> list[dict[str, Any]]:
+    """``twin period`` on real tasks."""
+    rows = []
+    for name, expected_ms, arguments in (
+        ("40 ms", (40.0,), ("periodic", "--period-ms", "40", "--work-ms", "2")),
+        ("50 + 75 ms", (25.0,), ("periodic", "--period-ms", "50,75", "--work-ms", "2")),
+        ("45 + 60 + 105 ms", (15.0,), ("periodic", "--period-ms", "45,60,105", "--work-ms", "2")),
+        ("player, 30 frames/s", (33.33, 11.11), ("player",)),
+        ("aperiodic I/O", (None,), ("aperiodic",)),
+    ):
+        process, tid = started(*arguments, "--duration-s", "20")
+        try:
+            done = subprocess.run(
+                [*TWIN, "period", str(tid), "--format", "json"], capture_output=True, text=True, check=True
+            )
+        finally:
+            stopped(process)
+        answer = json.loads(done.stdout)
+        period_ms = answer["period_s"] and answer["period_s"] * 1e3
+        right = any((one is None) is (period_ms is None) and (one is None or abs(period_ms - one) < 0.02 * one)
+                    for one in expected_ms)  # fmt: skip
+        rows.append({"task": name, "period_ms": period_ms, "samples": answer["samples"], "right": right})
+    return rows
+
+
+def monitored(plans: list[str], duration_s: float, budget_ms: float) -> list[tuple[list[dict[str, Any]], np.ndarray]]:
+    """Tasks with a period of 100 ms under the monitor: cycles, and jobs (release, work, response in s).
+
+    Cycles carry ``task_s``, the time since the task's first release; so do the jobs.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        tasks = []
+        for number, plan in enumerate(plans):
+            log = f"{folder}/{number}"
+            process, tid = started("periodic", "--work-ms", plan, "--duration-s", str(duration_s), "--log", log)
+            tasks.append((process, tid, log))
+        monitor = subprocess.Popen(
+            [*ATTACH, *(str(tid) for _, tid, _ in tasks), "--budget", f"{budget_ms:g}ms"],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert monitor.stdout is not None
+        cycles: dict[int, list[dict[str, Any]]] = {tid: [] for _, tid, _ in tasks}
+        for line in monitor.stdout:
+            one = json.loads(line)
+            one["task_s"] = time.monotonic()
+            one["budget_s"] = one["budget_s"] or 0.0  # waits for admission
+            cycles[one["tid"]].append(one)
+        monitor.wait()
+        results = []
+        for process, tid, log in tasks:
+            process.communicate()
+            jobs = np.loadtxt(log)
+            start_s = jobs[0, 0]
+            jobs[:, 0] -= start_s
+            for one in cycles[tid]:
+                one["task_s"] -= start_s
+            # A cycle in which the task ended saw less of it.
+            results.append(([one for one in cycles[tid] if one["task_s"] <= jobs[-1, 0]], jobs))
+        return results
+
+
+def budget() -> list[dict[str, Any]]:
+    """Cycles until the budget stays within 5 % of C (1 + ovh), and the response after that."""
+    rows = []
+    for first_ms in (2.0, 8.0):
+        for work_ms, (cycles, jobs) in zip((10, 20), monitored(["10", "20"], 14, first_ms), strict=True):
+            high_s = work_ms / 1e3 * (1 + OVH) * 1.05
+            outside = [n for n, one in enumerate(cycles) if not work_ms / 1e3 <= one["budget_s"] <= high_s]
+            settled = outside[-1] + 2 if outside else 1
+            after = cycles[settled:]
+            late = jobs[jobs[:, 0] > cycles[min(settled, len(cycles) - 1)]["task_s"]]
+            rows.append(
+                {
+                    "work_ms": work_ms,
+                    "first_budget_ms": first_ms,
+                    "settled_after_cycles": settled,
+                    "budget_ms": float(np.median([one["budget_s"] for one in after]) * 1e3) if after else None,
+                    "response_ms": float(np.median(late[:, 2]) * 1e3) if len(late) else None,
+                    "longest_response_ms": float(late[:, 2].max() * 1e3) if len(late) else None,
+                    "peak_response_ms": float(jobs[:, 2].max() * 1e3),
+                }
+            )
+    return rows
+
+
+def steps() -> list[dict[str, Any]]:
+    """After every change: cycles until the budget follows, until it settles, and deadlines missed after that."""
+    changes_s = (8.0, 16.0)
+    rows = []
+    plans = (("5:8,15:16,10", (5, 15, 10)), ("10:8,30:16,20", (10, 30, 20)))
+    for (_, works), (cycles, jobs) in zip(plans, monitored([plan for plan, _ in plans], 23, 2), strict=True):
+        ends_s = (*changes_s[1:], 23.0)
+        for change_s, end_s, before_ms, work_ms in zip(changes_s, ends_s, works[:-1], works[1:], strict=True):
+            part = [one for one in cycles if change_s < one["task_s"] <= end_s - 0.5]
+            high_s = work_ms / 1e3 * (1 + OVH) * 1.05
+            covers = work_ms > before_ms
+            follows = [one["budget_s"] >= work_ms / 1e3 if covers else one["budget_s"] <= high_s for one in part]
+            outside = [n for n, one in enumerate(part) if not work_ms / 1e3 <= one["budget_s"] <= high_s]
+            settled = outside[-1] + 2 if outside else 1
+            settled_s = part[min(settled, len(part)) - 1]["task_s"]
+            late = jobs[(jobs[:, 0] > settled_s) & (jobs[:, 0] < end_s - 0.1)]
+            rows.append(
+                {
+                    "step_ms": f"{before_ms} -> {work_ms}",
+                    "follows_after_s": part[follows.index(True)]["task_s"] - change_s if True in follows else None,
+                    "follows_after_cycles": (part[follows.index(True)]["task_s"] - change_s) / 0.5
+                    if True in follows
+                    else None,
+                    "settled_after_cycles": settled,
+                    "jobs_after": len(late),
+                    "missed_after": int((late[:, 2] > 0.1).sum()),
+                }
+            )
+    return rows
+
+
+def cost(count: int = 100, seconds: float = 10.0) -> list[dict[str, Any]]:
+    """CPU and memory of ``twin deadline attach`` for many threads, T = 100 ms."""
+    rows = []
+    for option in ("--no-response", "--response"):
+        process, tid = started("threads", "--count", str(count), "--duration-s", str(seconds + 15))
+        monitor = subprocess.Popen(
+            [*ATTACH, str(tid), "--cycle", "100ms", "--budget", "0.5ms", option],
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            time.sleep(4)
+            before, start = _cpu_s(monitor.pid), time.monotonic()
+            time.sleep(seconds)
+            used = (_cpu_s(monitor.pid) - before) / (time.monotonic() - start)
+            status = Path(f"/proc/{monitor.pid}/status").read_text(encoding="ascii")
+            peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+        finally:
+            monitor.terminate()
+            monitor.wait()
+            stopped(process)
+        rows.append({"threads": count, "option": option, "share_of_core": used, "peak_rss_mib": peak / 1024})
+    return rows
+
+
+def _cpu_s(pid: int) -> float:
+    """Exact CPU time of all threads of a process, dead ones left out."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((one / "schedstat").read_text(encoding="ascii").split()[0]) for one in tasks) / 1e9
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", action="append", choices=PARTS)
+    parser.add_argument("--format", choices=("table", "json"), default="table")
+    given = parser.parse_args()
+    parts = {"sets": sets, "periods": periods, "budget": budget, "steps": steps, "cost": cost}
+    results = {name: parts[name]() for name in given.part or PARTS}
+    if given.format == "json":
+        print(json.dumps(results, indent=1))
+        return
+    for name, result in results.items():
+        print(name)
+        for row in result if isinstance(result, list) else [result]:
+            print("  " + ", ".join(f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}"
+                                   for key, value in row.items()))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,6 @@ Needs nothing of what it looks for; on any host :func:`detect` returns a full li
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import importlib.util
 import os
@@ -21,7 +20,8 @@ from importlib import metadata
 from pathlib import Path
 
 from twin.emulation import gc
-from twin.emulation.deadline.sched import DeadlineError
+from twin.emulation.deadline import sched
+from twin.emulation.deadline.sched import DeadlineError, HostLacksError
 from twin.emulation.deadline.tracefs import Tracefs
 from twin.emulation.impairment import has_qdisc
 from twin.emulation.netlink import Netlink, VethEnd, add_veth, open_tap
@@ -29,8 +29,6 @@ from twin.emulation.netns import in_new_netns
 
 _CAP_NET_ADMIN, _CAP_SYS_ADMIN = 12, 21
 _GIB = 1 << 30
-_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
-_SCHED_DEADLINE = 6
 _PRIVILEGES = ("CAP_NET_ADMIN", "CAP_SYS_ADMIN")
 _SUDO = "run with sudo"
 ROOT = "root"
@@ -189,19 +187,13 @@ def _tracefs() -> tuple[bool, str]:
 
 def _deadline() -> tuple[bool, str]:
     """Ask for 0.1 of 100 ms in this thread, which ends with the check, and give it back at once."""
-    number = _SCHED_SETATTR.get(platform.machine())
-    if number is None:
+    try:
+        code = sched.submit(0, sched.Attributes(sched.SCHED_DEADLINE, 0, 0, 0, 100_000, 100_000_000, 100_000_000))
+    except HostLacksError:
         return False, f"not known for {platform.machine()}"
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def set_policy(policy: int, *times_ns: int) -> int:
-        attributes = struct.pack("=IIQiIQQQ", 48, policy, 0, 0, 0, *times_ns)
-        return int(libc.syscall(number, 0, attributes, 0))
-
-    if set_policy(_SCHED_DEADLINE, 100_000, 100_000_000, 100_000_000) == 0:
-        set_policy(0, 0, 0, 0)
+    if code == 0:
+        sched.submit(0, sched.Attributes(sched.SCHED_OTHER, 0, 0, 0, 0, 0, 0))
         return True, "granted"
-    code = ctypes.get_errno()
     if code == errno.EBUSY:
         return True, "there, but its bandwidth is given out at the moment"
     return False, os.strerror(code)

@@ -16,7 +16,7 @@ from twin.emulation.errors import EmulationError
 
 _CALLS = {"x86_64": (314, 315), "aarch64": (274, 275)}
 SCHED_OTHER, SCHED_FIFO, SCHED_DEADLINE = 0, 1, 6
-RESET_ON_FORK = 0x01
+RESET_ON_FORK, RECLAIM = 0x01, 0x02
 # struct sched_attr up to sched_period (SCHED_ATTR_SIZE_VER0); utilisation clamps are left as they are.
 _FORMAT = "=IIQiIQQQ"
 _SIZE = struct.calcsize(_FORMAT)
@@ -72,6 +72,12 @@ def get_attributes(tid: int) -> Attributes:
 
 def set_attributes(tid: int, attributes: Attributes) -> None:
     """Set the scheduling of a thread; ThreadEndedError, NotAdmittedError or DeadlineError with the reason."""
+    if code := submit(tid, attributes):
+        raise _explained(tid, code, attributes)
+
+
+def submit(tid: int, attributes: Attributes) -> int:
+    """sched_setattr(2) of a thread, 0 for the calling one: 0, or the ``errno``; HostLacksError for unknown machines."""
     packed = struct.pack(
         _FORMAT,
         _SIZE,
@@ -83,8 +89,7 @@ def set_attributes(tid: int, attributes: Attributes) -> None:
         attributes.deadline_ns,
         attributes.period_ns,
     )
-    if _libc.syscall(_number(0), tid, packed, 0):
-        raise _explained(tid, ctypes.get_errno(), attributes)
+    return ctypes.get_errno() if _libc.syscall(_number(0), tid, packed, 0) else 0
 
 
 def reserve(tid: int, budget_s: float, period_s: float) -> None:

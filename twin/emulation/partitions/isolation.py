@@ -9,23 +9,19 @@ NANCY D3.4 §3.2: critical partitions always have priority over the others. On a
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from twin.emulation.deadline import sched
+from twin.emulation.deadline.sched import Attributes, HostLacksError
 
 MODES = ("deadline", "reserved", "weight")
 RESERVED_RUNTIME_US, RESERVED_PERIOD_US = 8_000, 10_000
 """Of every critical vCPU: two of them fit the 0.95 of each CPU that the kernel hands out on two CPUs."""
 CRITICAL_WEIGHT, WEIGHT = 1600, 100
-_SCHED_NORMAL, _SCHED_DEADLINE = 0, 6
-# A thread that a vCPU starts gets no reservation of its own, and a vCPU may use what others leave.
-_RESET_ON_FORK, _RECLAIM = 0x01, 0x02
-_NUMBERS = {"x86_64": 314, "aarch64": 274}
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +44,16 @@ def reserve(thread: int, reservation: Reservation, *, reclaim: bool) -> None:
 
     With ``reclaim`` it may use more when nobody else does; without, the reservation is also its limit.
     """
-    flags = _RESET_ON_FORK | (_RECLAIM if reclaim else 0)
+    # A thread that a vCPU starts gets no reservation of its own, and a vCPU may use what others leave.
+    flags = sched.RESET_ON_FORK | (sched.RECLAIM if reclaim else 0)
     runtime_ns, period_ns = reservation.runtime_us * 1000, reservation.period_us * 1000
-    _set(thread, struct.pack("=IIQiIQQQ", 48, _SCHED_DEADLINE, flags, 0, 0, runtime_ns, period_ns, period_ns))
+    _set(thread, Attributes(sched.SCHED_DEADLINE, flags, 0, 0, runtime_ns, period_ns, period_ns))
 
 
 def release(thread: int) -> None:
     """Back to the normal scheduler; nothing happens when the thread has ended."""
     try:
-        _set(thread, struct.pack("=IIQiIQQQ", 48, _SCHED_NORMAL, 0, 0, 0, 0, 0, 0))
+        _set(thread, Attributes(sched.SCHED_OTHER, 0, 0, 0, 0, 0, 0))
     except IsolationError as error:
         if error.errno != errno.ESRCH:
             raise
@@ -86,10 +83,10 @@ def pin(pid: int, cpus: set[int]) -> None:
         raise IsolationError(error.errno, error.strerror) from None
 
 
-def _set(thread: int, attributes: bytes) -> None:
-    number = _NUMBERS.get(os.uname().machine)
-    if number is None:
-        raise IsolationError(errno.ENOSYS, f"sched_setattr is not known for {os.uname().machine}")
-    if _libc.syscall(number, thread, attributes, 0) != 0:
-        code = ctypes.get_errno()
+def _set(thread: int, attributes: Attributes) -> None:
+    try:
+        code = sched.submit(thread, attributes)
+    except HostLacksError as error:
+        raise IsolationError(errno.ENOSYS, str(error)) from None
+    if code:
         raise IsolationError(code, os.strerror(code))

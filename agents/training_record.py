@@ -89,12 +89,13 @@ def _page(rows: list[dict[str, str]]) -> bytes:
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
-    figure = make_subplots(rows=len(_UNITS), cols=1, shared_xaxes=True, vertical_spacing=0.06)
+    figure = make_subplots(
+        rows=len(_UNITS), cols=1, shared_xaxes=True, vertical_spacing=0.08, subplot_titles=list(_UNITS.values())
+    )
     for place, (name, title) in enumerate(_UNITS.items(), start=1):
         known = [row for row in rows if row[name]]
         trace = go.Scatter(x=[int(row["steps"]) for row in known], y=[float(row[name]) for row in known], name=title)
         figure.add_trace(trace, row=place, col=1)
-        figure.update_yaxes(title_text=title, row=place, col=1)
     figure.update_xaxes(title_text="training steps", row=len(_UNITS), col=1)
     figure.update_layout(template="plotly_white", showlegend=False, height=780)
     page: str = figure.to_html(include_plotlyjs=True, full_html=True)

@@ -133,6 +133,18 @@ class Upf(Node):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PeriodicTask:
+    """A job every ``period_s`` that takes ``work_s`` of CPU time on an undisturbed processor of its node."""
+
+    period_s: float
+    work_s: float
+
+    def __post_init__(self) -> None:
+        _check_range("task", "period_s", self.period_s, 0.001, 10)
+        _check_range("task", "work_s", self.work_s, 0, 10)
+
+
+@dataclass(frozen=True, kw_only=True)
 class App(Node):
     """An application behind N6.
 
@@ -161,6 +173,36 @@ class App(Node):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Partition(Node):
+    """A partition of the edge server: an aarch64 guest under the vManager (NANCY D3.4 §3), ``memory_mib`` large.
+
+    ``critical`` ones have priority over the others. ``isolated`` False makes it a plain virtual machine: no
+    limits, no reserved processor, for comparison. ``vnf``: what it offers behind N6, as an :class:`App` of that
+    service does. ``tasks`` run beside it, measured inside the guest: ``task:NAME.1`` ...
+    """
+
+    kind: ClassVar[str] = "partition"
+    memory_mib: float | None = 128
+    cores: int = 1
+    critical: bool = False
+    isolated: bool = True
+    vnf: Literal["none", "stream", "request"] = "none"
+    cpu_ms_per_request: float = 2.0
+    tasks: tuple[PeriodicTask, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        where = f"partition {self.name}"
+        _check_range(where, "memory_mib", self.memory_mib, 64, 65536)
+        _check_range(where, "cores", self.cores, 1, 8)
+        _check_range(where, "cpu_ms_per_request", self.cpu_ms_per_request, 0, 10_000)
+        if self.vnf not in ("none", "stream", "request"):
+            raise TopologyError(f"{where}: vnf must be one of none, stream, request, got {self.vnf}")
+        if self.critical and not self.isolated:
+            raise TopologyError(f"{where}: a critical partition is isolated")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Switch(Node):
     """An OpenFlow switch (Open vSwitch)."""
 
@@ -183,10 +225,11 @@ class IabDonor(Switch):
 
 @dataclass(frozen=True, kw_only=True)
 class Container(Node):
-    """Any container; ``command`` runs in it."""
+    """Any container; ``command`` and ``tasks`` run in it, a thread for each task: ``task:NAME.1``, ``task:NAME.2`` ..."""
 
     kind: ClassVar[str] = "container"
     command: str | None = None
+    tasks: tuple[PeriodicTask, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -206,6 +206,36 @@ KPIS: dict[str, KpiSpec] = {
         _spec("memory_used_bytes", "byte", "node", "measured", "VR.VMemoryUsageMean", "memory in use"),
         _spec("memory_limit_bytes", "byte", "node", "measured", "", "memory limit in force; absent when unlimited"),
         _spec("replicas", "1", "node", "measured", "", "replicas of an application that take requests"),
+        # periodic tasks and reservations of CPU time
+        *(
+            _spec(
+                f"task_response_{rank}_s",
+                "s",
+                "task",
+                "measured",
+                "",
+                f"time from the release of a job to its end, {word} of the jobs that ended in the interval",
+            )
+            for rank, word in (("p50", "median"), ("p99", "percentile 99"), ("max", "longest"))
+        ),
+        _spec("jobs_per_s", "1/s", "task", "measured", "", "jobs of a periodic task that ended per second"),
+        _spec(
+            "deadline_miss_ratio", "1", "task", "measured", "", "share of jobs that ended after the next one's release"
+        ),
+        _spec(
+            "wakeup_period_s",
+            "s",
+            "task node",
+            "measured",
+            "",
+            "period of the wake-ups (NANCY D4.2 4.1); absent while unknown and when there is none",
+        ),
+        _spec("dl_budget_s", "s", "task node", "measured", "", "budget Q of the reservation in force; absent without"),
+        _spec("dl_period_s", "s", "task node", "measured", "", "period P of the reservation in force; absent without"),
+        _spec("dl_used_s", "s", "task node", "measured", "", "CPU time used per period of the reservation"),
+        _spec("dl_alpha_ratio", "1", "task node", "derived", "", "bandwidth Q / P of the reservation"),
+        _spec("dl_delta_s", "s", "task node", "derived", "", "worst-case service delay 2 (P - Q) of the reservation"),
+        _spec("stream_gap_s", "s", "ue slice", "measured", "", "longest time between two downlink packets of a flow"),
         # transport
         _spec(
             "bandwidth_limit_bps", "bit/s", "slice link", "derived", "", "rate limit as last set; absent when unlimited"

@@ -225,7 +225,7 @@ class IabDonor(Switch):
 
 @dataclass(frozen=True, kw_only=True)
 class Container(Node):
-    """Any container; ``command`` and ``tasks`` run in it, a thread for each task: ``task:NAME.1``, ``task:NAME.2`` ..."""
+    """Any container; ``command`` runs in it, and a thread for each of ``tasks``: ``task:NAME.1`` ..."""
 
     kind: ClassVar[str] = "container"
     command: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -121,11 +122,16 @@ def compare(
     qos: Annotated[Qos, typer.Option(help="the QoS of the thresholds")] = Qos.THROUGHPUT,
     slice_name: Annotated[str | None, typer.Option("--slice", metavar="NAME", help="slice of the model")] = None,
     jobs: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="processes")] = 1,
+    rows: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="where results go as they come, and are taken from; default: OUT.rows"),
+    ] = None,
     output: FormatOption = Format.TABLE,
 ) -> None:
     """Write one page with the paper's Table I and Figures 6 to 9, from this model and these methods.
 
-    All methods, thresholds and 10 seeds take hours; --methods, --seeds, --users and the thresholds make less of it.
+    All methods, thresholds and 10 seeds take most of an hour of CPU. Results are kept in --rows: after a cut-off the
+    same command goes on, and one with more methods, seeds or thresholds solves only what is new.
     """
     with torch_there():
         from controllers.microopt.comparison import Plan, carry_out
@@ -142,21 +148,29 @@ def compare(
             qos=qos.value,
             slice_name=slice_name,
         )
-        found = carry_out(plan, jobs=jobs)
+        # The page is tried before hours of work, not after them.
+        if not out.parent.is_dir():
+            raise typer.BadParameter(f"--out {out}: cannot be written: no folder {out.parent}")
+        store = rows if rows is not None else out.with_name(f"{out.name}.rows")
+        found = carry_out(plan, jobs=jobs, store=store, progress=_tell if sys.stderr.isatty() else None)
         try:
             write_page(found, out)
         except OSError as error:
             raise typer.BadParameter(f"--out {out}: cannot be written: {error.strerror}") from None
-    rows = found.summary()
+    methods_rows = found.summary()
     if output is Format.JSON:
         from scenarios.runs import dumps
 
-        print(dumps({"file": str(out), "methods": rows}))
+        print(dumps({"file": str(out), "rows": str(store), "methods": methods_rows}))
         return
     from scenarios.tables import print_rows
 
-    print_rows(rows, rows[0].keys())
+    print_rows(methods_rows, methods_rows[0].keys())
     print(f"written: {out}")
+
+
+def _tell(done: int, of: int) -> None:
+    print(f"\r{done} of {of} solved", end="\n" if done == of else "", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

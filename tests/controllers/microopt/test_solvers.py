@@ -148,6 +148,29 @@ def test_rivals_find_something_feasible_and_dearer(model: SliceModel, name: str)
     assert again.allocation == plus.allocation
 
 
+@pytest.mark.parametrize("name", ["atlas_plus", "cadrl_plus"])
+def test_problems_side_by_side_are_solved_as_alone(model: SliceModel, name: str) -> None:
+    stated = [
+        problem(model, normal(3, 0.5, low=1, high=5), 3, 0.2),
+        problem(model, constant(2), 4, 0.1),
+        problem(model, normal(2, 0.4, low=1, high=5), 4, 0.3),
+    ]
+    solve: Any = {
+        "atlas_plus": lambda problems, rngs: bayesian.atlas_plus_batch(
+            problems, rngs, bayesian.Options(rounds=4, parallel=4, pool=500, first_fit_steps=20, fit_steps=5)
+        ),
+        "cadrl_plus": lambda problems, rngs: interior_point.cadrl_plus_batch(
+            problems, rngs, interior_point.Options(iterations=8, batch=32, epochs=3)
+        ),
+    }[name]
+    together = solve(stated, [np.random.default_rng(seed) for seed in range(3)])
+    for seed, (one, found) in enumerate(zip(stated, together, strict=True)):
+        (alone,) = solve([one], [np.random.default_rng(seed)])
+        assert found.allocation == pytest.approx(alone.allocation, rel=1e-3)
+        assert found.solver == name
+        assert found.expected_beta == pytest.approx(sampled(one, found.allocation), abs=0.005)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

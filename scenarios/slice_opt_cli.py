@@ -46,8 +46,9 @@ class Qos(StrEnum):
     DELAY = "delay_s"
 
 
+PAPER_THRESHOLDS = {Qos.THROUGHPUT: "3,4,5", Qos.DELAY: "0.02,0.05,0.1"}
 T = TypeVar("T")
-TRAFFIC = "constant:N, normal:MEAN:STD, telecom-italia[:HOUR] or file:PATH, in users"
+TRAFFIC = "constant:N, normal:MEAN:STD, poisson:MEAN, telecom-italia[:HOUR] or file:PATH, in users"
 SeedOption = Annotated[int, typer.Option(metavar="NUMBER", min=0, help="seed of everything random")]
 
 
@@ -115,8 +116,13 @@ def compare(
         str, typer.Option(metavar="NAMES", help="comma-separated solvers, or all; microopt and grid always run")
     ] = "all",
     q_thresh: Annotated[
-        str, typer.Option("--q-thresh", metavar="NUMBERS", help="comma-separated thresholds")
-    ] = "3,4,5",
+        str | None,
+        typer.Option(
+            "--q-thresh",
+            metavar="NUMBERS",
+            help="comma-separated thresholds; default: the paper's, 3,4,5 Mbit/s or 0.02,0.05,0.1 s",
+        ),
+    ] = None,
     beta: Annotated[str, typer.Option(metavar="NUMBERS", help="comma-separated thresholds")] = "0.1,0.2,0.3",
     users: Annotated[str, typer.Option(metavar="NUMBERS", help="comma-separated constant traffic")] = "1,2,3,4,5",
     qos: Annotated[Qos, typer.Option(help="the QoS of the thresholds")] = Qos.THROUGHPUT,
@@ -142,7 +148,7 @@ def compare(
             traffic=traffic,
             seeds=seeds,
             methods=_methods(methods),
-            q_thresh=_numbers("--q-thresh", q_thresh),
+            q_thresh=_numbers("--q-thresh", q_thresh if q_thresh is not None else PAPER_THRESHOLDS[qos]),
             beta_thresh=_numbers("--beta", beta),
             users=_numbers("--users", users),
             qos=qos.value,

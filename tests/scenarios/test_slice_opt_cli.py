@@ -125,6 +125,28 @@ def test_compare_writes_a_page_that_opens_offline(
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=\"http", text)
 
 
+def test_compare_by_delay(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from controllers.microopt.slice_model import save
+    from tests.controllers.microopt.models import delay_model
+
+    save(delay_model(), tmp_path / "model.pt")
+    page = tmp_path / "delay.html"
+    code, out, err = twin(
+        capsys,
+        *("compare", "--model", str(tmp_path / "model.pt"), "--qos", "delay_s", "--out", str(page), "--seeds", "2"),
+        *("--traffic", "poisson:3", "--q-thresh", "0.05,0.1", "--beta", "0.2", "--users", "2,4"),
+        *("--methods", "peak_alloc", "--format", "json"),
+    )
+    assert code == ExitCode.OK, err
+    rows = {(row["traffic"], row["method"]): row for row in json.loads(out)["methods"]}
+    assert rows["changing", "microopt"]["feasible_percent"] == 100
+    assert rows["changing", "microopt"]["mean_beta"] == pytest.approx(0.2, abs=0.02)
+    text = page.read_text().partition("<script>")[0]
+    # The paper gives no figures for delay; the threshold has its unit.
+    assert "Figure 12" in text and "Table I" not in text and "21.90" not in text
+    assert "QoS threshold, s" in text and "Mbit/s" not in text
+
+
 def test_a_comparison_goes_on_where_it_was_cut_off(
     model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -9,12 +9,12 @@ beta_thresh 0.01, by brute force. Its authors took 4.96 h; here all points are o
 controller of this name calculates from what each segment costs instead, and needs no model.
 
 Several slices: the grids are searched slice by slice for the allocations that no other one undercuts in every resource
-(the Pareto front of the feasible set), and these are combined under the capacities.
+(the Pareto front of the feasible set), and these are combined under the capacities. Where no combination fits, the
+answer is the one that misses the thresholds by the least.
 """
 
 from __future__ import annotations
 
-import itertools
 import time
 from dataclasses import replace
 
@@ -33,6 +33,8 @@ REFINEMENTS = 3
 REFINED = 20
 FRONT = 1500
 CHECKED = 100
+LEAST_EXCESS = 0.01
+"""How exactly the least bad combination of several slices is found."""
 ROUNDING = 1e-4
 """Relative: a batch of another size rounds E[beta] differently, and a point on the edge must stay feasible."""
 PEAK_USERS, PEAK_Q_THRESH_MBPS, PEAK_BETA = 5.0, 5.0, 0.01
@@ -164,51 +166,49 @@ def _checked(problem: Problem, ranked: Tensor, bound: float) -> Tensor:
 
 def _several(problem: Problem) -> tuple[Tensor, int, list[dict[str, object]]]:
     begin_s = time.perf_counter()
-    evaluations = 0
-    total: Tensor | None = None
-    chosen: Tensor | None = None
-    failed: list[Tensor] = []
-    for s in range(len(problem.slices)):
-        points = _axes(problem.low[s], problem.high[s], _axis_points(problem, s))
-        with torch.no_grad():
-            beta = problem.slice_beta(points, s, OPTIMISER_VALUES)
-        evaluations += points.shape[0]
-        feasible = beta <= problem.beta_thresh[s] * (1 - ROUNDING)
-        failed.append(points[int((beta + 1e-6 * (points @ problem.price)).argmin())])
-        if not bool(feasible.any()):
-            total = None
-            break
-        front = _front(points[feasible])
-        own = front.unsqueeze(1)
-        if chosen is None or total is None:
-            total, chosen = front, own
-            continue
-        pairs = torch.tensor(list(itertools.product(range(total.shape[0]), range(front.shape[0]))))
-        summed = total[pairs[:, 0]] + front[pairs[:, 1]]
-        fits = (summed <= 1 + 1e-6).all(-1)
-        pairs, summed = pairs[fits], summed[fits]
-        if not summed.shape[0]:
-            total = None
-            break
-        keep = _front_places(summed)
-        total = summed[keep]
-        chosen = torch.cat((chosen[pairs[keep, 0]], own[pairs[keep, 1]]), dim=1)
-    if total is None or chosen is None:
-        # No combination fits: what each slice needs least of, within equal parts of the capacities.
-        while len(failed) < len(problem.slices):
-            failed.append(problem.high[len(failed)])
-        equal = torch.maximum(
-            problem.low, torch.minimum(torch.stack(failed), torch.full_like(problem.low, 1.0 / len(failed)))
-        )
-        return equal, evaluations, []
-    place = int((total @ problem.price).argmin())
+    points = [_axes(problem.low[s], problem.high[s], _axis_points(problem, s)) for s in range(len(problem.slices))]
+    with torch.no_grad():
+        beta = [problem.slice_beta(each, s, OPTIMISER_VALUES) for s, each in enumerate(points)]
+    evaluations = sum(each.shape[0] for each in points)
+    chosen = _cheapest(problem, points, beta, 0.0)
+    if chosen is None:
+        # The least bad: the smallest excess over all thresholds that some combination can do with.
+        low, high = 0.0, 1.0
+        while high - low > LEAST_EXCESS:
+            middle = (low + high) / 2
+            found = _cheapest(problem, points, beta, middle)
+            low, high, chosen = (middle, high, chosen) if found is None else (low, middle, found)
+        # Where hardly anybody is served anywhere, all of everything.
+        return (problem.everything if chosen is None else chosen), evaluations, []
     level: dict[str, object] = {
         "iteration": 0,
         "time_s": time.perf_counter() - begin_s,
         "evaluations": evaluations,
-        "cost": float((total @ problem.price)[place]),
+        "cost": float((chosen @ problem.price).sum()),
     }
-    return chosen[place], evaluations, [level]
+    return chosen, evaluations, [level]
+
+
+def _cheapest(problem: Problem, points: list[Tensor], beta: list[Tensor], excess: float) -> Tensor | None:
+    """Of all combinations within the capacities whose E[beta] is at most each threshold plus ``excess``, (S, K)."""
+    total = torch.zeros(1, len(problem.resources))
+    chosen = torch.zeros(1, 0, len(problem.resources))
+    for s, each in enumerate(points):
+        feasible = beta[s] <= problem.beta_thresh[s] * (1 - ROUNDING) + excess
+        if not bool(feasible.any()):
+            return None
+        front = _front(each[feasible])
+        first, second = torch.meshgrid(torch.arange(total.shape[0]), torch.arange(front.shape[0]), indexing="ij")
+        first, second = first.reshape(-1), second.reshape(-1)
+        summed = total[first] + front[second]
+        fits = (summed <= 1 + 1e-6).all(-1)
+        if not bool(fits.any()):
+            return None
+        first, second, summed = first[fits], second[fits], summed[fits]
+        keep = _front_places(summed)
+        total = summed[keep]
+        chosen = torch.cat((chosen[first[keep]], front[second[keep]].unsqueeze(1)), dim=1)
+    return chosen[int((total @ problem.price).argmin())]
 
 
 def _front(points: Tensor) -> Tensor:

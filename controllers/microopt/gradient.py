@@ -16,6 +16,7 @@ indicator in the inner loop, the indicator itself in the outer one, starts by ra
   of drawn anew.
 - Whether a point is feasible is asked of the closed form of E[beta], not of samples: it is what the strict
   definition tends to with ever more samples, and needs none. Multipliers follow the samples, as in the paper.
+- Where the descent finds nothing feasible, shares of the capacities are drawn and refined for the least violation.
 - Two steps end the search: points are moved to the boundary of the feasible set along their gradient, then along
   the boundary to lower cost.
 """
@@ -36,6 +37,7 @@ from controllers.microopt.slice_model import QosDistribution
 
 GRADIENT_VALUES = 16
 """Traffic values in the inner loop: enough for a direction; feasibility is judged on more."""
+RESTORE_DRAWN, RESTORE_KEPT, RESTORE_ROUNDS = 512, 16, 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,6 @@ class _Search:
         self.begin_s = time.perf_counter()
         self.problem, self.rng, self.options = problem, rng, options
         self.bound = problem.beta_thresh * (1 - options.margin)
-        self.haste = 1.0
         self.evaluations = 0
         self.best: Tensor | None = None
         self.best_cost = float("inf")
@@ -99,11 +100,10 @@ class _Search:
 
     def solution(self) -> Solution:
         self._descend(self.options.outer)
-        if self.best is None and self._least_excess() < 0.5:
-            # Nearly feasible: the margin is given up, and the multipliers grow faster and longer.
+        if self.best is None:
+            # Nearly or not at all feasible: the margin is given up, and the cost for now.
             self.bound = self.problem.beta_thresh * (1 - 2e-4)
-            self.haste = 10.0
-            self._descend(2 * self.options.outer)
+            self._restore()
         if self.best is not None:
             self._polish()
             self._keep_fine()
@@ -137,9 +137,46 @@ class _Search:
             self._dual_step(len(self.trace), rho)
         self._record(self._to_boundary(self.u, self.prices))
 
-    def _least_excess(self) -> float:
-        """By how much the least bad point misses its thresholds."""
-        return self.least_bad[0] if self.least_bad is not None else float("inf")
+    def _restore(self) -> None:
+        """Look for the point that misses its thresholds by the least, whatever it costs, until none is missed.
+
+        Slices that share capacities are hard to make feasible by descent: where one has too little for anybody, E[beta]
+        is flat. Shares of the capacities are drawn instead, and the best of them changed by ever less.
+        """
+        problem, rng = self.problem, self.rng
+        shape = problem.low.shape
+
+        def drawn(count: int) -> Tensor:
+            share = torch.tensor(rng.dirichlet(np.ones(shape[0]), (count, shape[1])), dtype=torch.float32)
+            # Mostly all that there is, since who gets more is seldom served worse.
+            part = torch.tensor(rng.uniform(0.5, 1.5, (count, 1, shape[1])), dtype=torch.float32).clamp_max(1)
+            return self._fitted(problem.low + share.transpose(1, 2) * part * (1 - problem.low.sum(0)))
+
+        known = [self.u, problem.everything.unsqueeze(0)]
+        if self.least_bad is not None:
+            known.append(self.least_bad[2].unsqueeze(0))
+        tried = torch.cat((self._fitted(torch.cat(known)), drawn(RESTORE_DRAWN)))
+        reach = 0.5
+        for _ in range(RESTORE_ROUNDS):
+            beta = self._beta(tried)
+            self._record(tried, beta)
+            if self.best is not None:
+                return
+            excess = beta - self.bound
+            order = torch.argsort(excess.amax(-1) + 0.05 * excess.clamp_min(0).mean(-1))[:RESTORE_KEPT]
+            kept = tried[order]
+            noise = torch.tensor(rng.standard_normal((RESTORE_KEPT * 16, *shape)), dtype=torch.float32)
+            base = kept.repeat(-(-noise.shape[0] // kept.shape[0]), 1, 1)[: noise.shape[0]]
+            moved = problem.low + (base - problem.low).clamp_min(1e-4) * (reach * noise).exp()
+            tried = torch.cat((kept, self._fitted(moved)))
+            reach *= 0.75
+
+    def _fitted(self, u: Tensor) -> Tensor:
+        """Points scaled into the box, and down to the capacities where they exceed them."""
+        low = self.problem.low
+        above = self._box(u) - low
+        room = (1 - low.sum(0)).clamp_min(0) / above.sum(-2, keepdim=True).clamp_min(1e-9)
+        return low + above * room.clamp_max(1)
 
     def _box(self, u: Tensor) -> Tensor:
         return torch.minimum(torch.maximum(u, self.problem.low), self.problem.high)
@@ -209,9 +246,9 @@ class _Search:
                 hit = (self._draw(found) <= demand.threshold).float().mean(-1)
                 strict.append((found.weights * hit).sum(-1) @ share)
             excess = torch.stack(strict, -1) - self.bound
-            self.multiplier = (self.multiplier + self.haste * self.options.dual_rate * excess).clamp_min(0)
+            self.multiplier = (self.multiplier + self.options.dual_rate * excess).clamp_min(0)
             over = self.u.sum(-2) - 1
-            self.prices = (self.prices + self.haste * self.options.capacity_rate * over).clamp_min(0)
+            self.prices = (self.prices + self.options.capacity_rate * over).clamp_min(0)
         self._record(self.u)
         self._note(outer, rho, self.u)
 

@@ -92,7 +92,7 @@ class MicroOpt:
         eta: Mapping[str, float] | None = None,
         capacity: Mapping[str, float] | None = None,
         forecaster: str = "quantile",
-        aim: float = 0.8,
+        aim: float = 0.75,
         gain: float = 0.03,
         recovery_s: float = 20.0,
         fall_back: bool = True,

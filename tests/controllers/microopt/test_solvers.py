@@ -95,6 +95,50 @@ def test_capacity_that_cannot_be_kept(model: SliceModel) -> None:
     assert found.allocation["bandwidth_mbps"] <= 8.0 * (1 + 1e-5)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_slices_with_hardly_enough_to_share(model: SliceModel, seed: int) -> None:
+    """Capacities just above, or just below, what some point of a fine grid needs: never a false word about it."""
+    draw = np.random.default_rng(seed)
+    count = int(draw.integers(2, 4))
+    slices = tuple(
+        SliceDemand(
+            model,
+            constant(float(draw.uniform(1, 4))) if draw.random() < 0.6 else normal(2.5, 0.5, low=1, high=5),
+            float(draw.uniform(2, 4)),
+            float(draw.choice([0.05, 0.1, 0.3])),
+        )
+        for _ in range(count)
+    )
+    free = Problem(slices, {name: count * value for name, value in CAPACITY.items()}, ETA)
+    axis = [torch.linspace(float(low), float(high), 81) for low, high in zip(free.low[0], free.high[0], strict=True)]
+    points = torch.cartesian_prod(*axis)
+    witness = []
+    for s in range(count):
+        fits = points[free.slice_beta(points, s) <= free.beta_thresh[s] * 0.999]
+        weight = torch.tensor(draw.uniform(0.3, 1.7, 2), dtype=torch.float32)
+        witness.append(fits[int((fits @ weight).argmin())])
+    room = float(draw.choice([0.95, 0.99, 1.002, 1.02]))
+    needed = (torch.stack(witness).sum(0) * free.scale * room).tolist()
+    tight = Problem(slices, dict(zip(CAPACITY, needed, strict=True)), ETA)
+    found = SOLVERS["microopt"](tight, rng())
+    assert all(found.allocation[name] <= tight.capacity[name] * (1 + 2e-6) for name in CAPACITY)
+    kept = all(part.expected_beta <= part.beta_thresh for part in found.slices)
+    assert found.feasible is kept
+    if room > 1:
+        assert found.feasible
+        at_witness = float((torch.stack(witness) * free.scale / tight.scale * tight.price).sum())
+        assert found.cost <= at_witness * 1.001
+    if not found.feasible:
+        assert found.reason
+        # The least bad point: no worse than the best of many random ways to share everything.
+        share = torch.tensor(draw.dirichlet(np.ones(count), (5000, 2)), dtype=torch.float32).transpose(1, 2)
+        tried = torch.minimum(tight.low + share * (1 - tight.low.sum(0)), tight.high)
+        least = float((tight.expected_beta(tried) - tight.beta_thresh).amax(-1).min())
+        for one in (found, SOLVERS["grid"](tight, rng())):
+            assert not one.feasible or one.solver == "grid"
+            assert max(part.expected_beta - part.beta_thresh for part in one.slices) <= least + 0.02
+
+
 def test_a_warm_start_and_new_thresholds_need_no_training(model: SliceModel) -> None:
     first = gradient.solve(problem(model, constant(3), 4, 0.1), rng())
     changed = problem(model, constant(3), 3, 0.3)

@@ -25,6 +25,7 @@ from scenarios.schema import (
     ScenarioFile,
     SliceEntry,
     SwitchNode,
+    TaskEntry,
     TrafficEntry,
     UeNode,
     UpfNode,
@@ -42,6 +43,7 @@ from topologies.model import (
     IabNode,
     Link,
     Node,
+    PeriodicTask,
     Sla,
     Slice,
     Switch,
@@ -253,10 +255,21 @@ class NetworkReader:
                 given[argument] = given.pop(key)
         self._check_container(location, settings)
         try:
+            if "tasks" in given:
+                given["tasks"] = self._tasks((*location, "tasks"), given["tasks"])
             self._keep_node(_KINDS[type(settings)](name=name, **given), location)
         except TopologyError as error:
             self._report_model(location, error, self.source_data(location))
             self._broken.add(name)
+
+    def _tasks(self, location: Location, entries: tuple[TaskEntry, ...]) -> tuple[PeriodicTask, ...]:
+        tasks = []
+        for number, entry in enumerate(entries):
+            try:
+                tasks.append(PeriodicTask(period_s=entry.period, work_s=entry.work))
+            except TopologyError as error:
+                self.report((*location, number, "period" if "period_s" in str(error) else "work"), str(error))
+        return tuple(tasks)
 
     def _check_container(self, location: Location, settings: NodeSettings) -> None:
         """Report limits that nothing would apply."""

@@ -177,11 +177,26 @@ class IabDonorSettings(NodeSettings):
     kind: Literal["iab-donor"]
 
 
+class TaskEntry(Strict):
+    """A periodic task: a thread that releases a job in every period."""
+
+    period: Delay = Field(description="time between two jobs, 1ms to 10s")
+    work: Delay = Field(description="CPU time that a job takes on an undisturbed processor, e.g. 10ms")
+
+
+Tasks = Annotated[tuple[TaskEntry, ...], BeforeValidator(_read_list)]
+
+
 class ContainerNode(NodeSettings):
     """Any container."""
 
     kind: Literal["container"]
     command: str | None = Field(default=None, description="what runs in it")
+    tasks: Tasks | None = Field(
+        default=None,
+        description="periodic tasks that run beside it, a thread each: [{period: 100ms, work: 10ms}]; the entities "
+        "task:NAME.1, task:NAME.2 ...",
+    )
 
 
 class HostNode(NodeSettings):
@@ -603,7 +618,7 @@ class SlaEvent(TimedEntry):
 class KnobEvent(TimedEntry):
     """Set any knob (``twin list knobs``)."""
 
-    entity: str = Field(description="e.g. slice:embb, node:control, link:s1-s2, ue:phones.1")
+    entity: str = Field(description="e.g. slice:embb, node:control, link:s1-s2, ue:phones.1, task:edge.1")
     knob: str = Field(description="name of the knob")
     value: float | int | str = Field(description="its new value, in the unit of the knob")
 

@@ -17,6 +17,7 @@ from typing import ClassVar, Literal, TypeVar
 
 NAME_PATTERN = re.compile(r"[a-z][a-z0-9-]{0,30}")
 DEFAULT_WORK_NS_PER_BIT = 40.0
+MAX_TASKS = 64
 
 Band = Literal["mmwave", "sub6"]
 BANDS: tuple[Band, ...] = ("sub6", "mmwave")
@@ -144,6 +145,11 @@ class PeriodicTask:
         _check_range("task", "work_s", self.work_s, 0, 10)
 
 
+def _check_tasks(where: str, tasks: tuple[PeriodicTask, ...]) -> None:
+    if len(tasks) > MAX_TASKS:
+        raise TopologyError(f"{where}: at most {MAX_TASKS} tasks are allowed, got {len(tasks)}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class App(Node):
     """An application behind N6.
@@ -200,6 +206,7 @@ class Partition(Node):
             raise TopologyError(f"{where}: vnf must be one of none, stream, request, got {self.vnf}")
         if self.critical and not self.isolated:
             raise TopologyError(f"{where}: a critical partition is isolated")
+        _check_tasks(where, self.tasks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +237,10 @@ class Container(Node):
     kind: ClassVar[str] = "container"
     command: str | None = None
     tasks: tuple[PeriodicTask, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_tasks(f"container {self.name}", self.tasks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -496,6 +507,16 @@ class Topology:
             if node.name == name:
                 return node
         raise KeyError(name)
+
+    @property
+    def tasks(self) -> dict[str, PeriodicTask]:
+        """The periodic tasks of containers and partitions: ``NODE.1``, ``NODE.2`` ... in file order."""
+        return {
+            f"{node.name}.{number}": task
+            for node in self.nodes
+            if isinstance(node, Container | Partition)
+            for number, task in enumerate(node.tasks, start=1)
+        }
 
     def slice_named(self, name: str) -> Slice:
         """The slice of this name; KeyError when there is none."""

@@ -13,7 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { LINE_BYTES = 4096 };
+enum { LINE_BYTES = 4096, REPORT_BYTES = 192 * 1024 }; /* all histograms full */
 
 static atomic_int period_ms = 1000;
 static char greeting[256];
@@ -35,13 +35,15 @@ static double processor_s(clockid_t clock)
     return (double)used.tv_sec + (double)used.tv_nsec / 1e9;
 }
 
-void metrics_json(struct text *out)
+void metrics_json(struct text *out, bool drain)
 {
-    put(out, "{\"type\": \"metrics\", \"uptime_s\": %.6f, \"cpu_s\": %.6f, \"http_requests\": %llu, \"relay\": ",
-        (double)now_us() / 1e6, processor_s(CLOCK_PROCESS_CPUTIME_ID), (unsigned long long)http_requests());
+    put(out, "{\"type\": \"metrics\", \"uptime_s\": %.6f, \"cpu_s\": %.6f, ", (double)now_us() / 1e6,
+        processor_s(CLOCK_PROCESS_CPUTIME_ID));
+    http_report(out, drain);
+    put(out, "\"relay\": ");
     relay_report(out);
     put(out, ", \"load\": ");
-    load_report(out);
+    load_report(out, drain);
     put(out, "}");
 }
 
@@ -69,9 +71,9 @@ static bool find(char *path, size_t room)
 /* False when the host does not listen: the line is dropped, never waited for. */
 static bool say(int port, const char *line)
 {
-    char whole[LINE_BYTES + 1];
+    static char whole[REPORT_BYTES + 1]; /* one thread speaks */
     size_t size = strlen(line);
-    if (size > LINE_BYTES - 1)
+    if (size > REPORT_BYTES - 1)
         return true;
     memcpy(whole, line, size);
     whole[size++] = '\n';
@@ -113,7 +115,8 @@ static void obey(int port, char *line)
 static void *converse(void *argument)
 {
     (void)argument;
-    char path[300], input[LINE_BYTES], report[LINE_BYTES];
+    static char report[REPORT_BYTES];
+    char path[300], input[LINE_BYTES];
     size_t have = 0;
     int port = -1;
     for (int tries = 0; port < 0 && tries < 500; tries++) { /* the port appears when the host has answered */
@@ -132,7 +135,7 @@ static void *converse(void *argument)
         uint64_t now = now_us();
         if (now >= next) {
             struct text out = {report, sizeof report, false};
-            metrics_json(&out);
+            metrics_json(&out, true);
             greeted = (greeted || say(port, greeting)) && (out.full || say(port, report));
             next = now + (uint64_t)period_ms * 1000u;
         }

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import twin
-from topologies.model import App, Container, Host, Link, Node, Switch, Ue, Upf
+from topologies.model import App, Container, Host, Link, Node, Partition, Switch, Ue, Upf
 from topologies.paths import Route
 from twin.emulation import programs as specs
 from twin.emulation.addressing import ip_commands
@@ -34,6 +34,9 @@ from twin.emulation.shaping import Shaper, ShapingError
 from twin.emulation.source_routing import SourceRouting
 from twin.journal import Journal
 from twin.load import BackhaulDemand, Flow
+
+if TYPE_CHECKING:
+    from twin.emulation.guests import Guests
 
 Progress = Callable[[str], None]
 
@@ -80,6 +83,7 @@ class Network:
         self.bandwidth_bps = {slice_.name: slice_.bandwidth_bps for slice_ in plan.topology.slices}
         self._later = ThreadPoolExecutor(max_workers=1, thread_name_prefix="later")
         self._fleet = Fleet(node=self.container, groups=self._groups, runtime=self._runtime, logs=logs)
+        self.guests: Guests | None = None
 
     # --- bring-up and teardown ---------------------------------------------------------------------
 
@@ -112,6 +116,7 @@ class Network:
                 self._add_node(node)
             for name in self.plan.backhaul.by_host:
                 self._containers[name] = self._net.addHost(name, ip=None)
+            self._begin_guests()
             self.routing.start(runtime=self._runtime, logs=self._logs, journal=self._journal)
             for name in [name for app in self._replicas for name in self._replica_nodes(app)]:
                 self._add_replica(name)
@@ -131,6 +136,9 @@ class Network:
             progress("starting programs")
             self._make_groups()
             self._fleet.start(list(specs.programs(self.plan, seed=self._seed, epoch_ns=self._epoch_ns)))
+            if self.guests is not None:
+                progress("waiting for partitions to boot")
+                self.guests.wait()
         except HOST_ERRORS as error:
             raise EmulationError(self._in_own_words(str(error))) from error
 
@@ -159,10 +167,26 @@ class Network:
 
         self._stack.callback(remove)
 
+    def _begin_guests(self) -> None:
+        """The guests boot while everything else is made."""
+        if not any(True for _ in self.plan.topology.of_kind(Partition)):
+            return
+        from twin.emulation.guests import Guests  # QEMU's client library is needed for nothing else
+
+        self.guests = Guests(
+            self.plan,
+            run_id=self._run_id,
+            folder=RUNTIME_ROOT / f"{self._prefix}-edge",
+            journal=self._journal,
+            node_of=self.container,
+        )
+        self._stack.callback(self.guests.close)
+        self.guests.begin()
+
     def _add_node(self, node: Node) -> None:
         if isinstance(node, Switch):
             self._net.addSwitch(node.name, failMode="secure")
-        elif isinstance(node, Host):
+        elif isinstance(node, Host | Partition):
             self._containers[node.name] = self._net.addHost(node.name, ip=None)
         else:
             self._containers[node.name] = self._net.addDocker(node.name, **self._container_options(node))
@@ -285,6 +309,14 @@ class Network:
             sysctls["net/ipv4/ip_forward"] = 1
         if isinstance(node, Ue | Upf):
             sysctls |= {"net/ipv4/conf/all/rp_filter": 0, "net/ipv4/conf/default/rp_filter": 0}
+        if isinstance(node, Partition):
+            assert self.guests is not None
+            lines += self.guests.ip_commands(name)
+            tap = self.guests.managed(name).tap
+            names = ["all", tap, *(one.name for one in self.plan.interfaces_of(name))]
+            sysctls |= {f"net/ipv4/conf/{one}/rp_filter": 0 for one in names}
+            sysctls |= {"net/ipv4/ip_forward": 1, f"net/ipv4/conf/{tap}/proxy_arp": 1}
+            sysctls |= {f"net/ipv4/neigh/{tap}/proxy_delay": 0}
         if name in self.plan.backhaul.sinks:
             # What a flow sends comes in by the donor of its path, also while the answers still take another.
             names = ["all", *(one.name for one in self.plan.interfaces_of(name))]
@@ -374,7 +406,10 @@ class Network:
     # --- nodes -------------------------------------------------------------------------------------
 
     def set_node_cpu(self, name: str, millicores: float) -> None:
-        """CPU limit of a node's container; of an application with replicas, of each of them."""
+        """CPU limit of a node's container; of an application with replicas, of each of them; of a partition."""
+        if self.guests is not None and name in self.guests.partitions:
+            self.guests.limit(name, cpu_millicores=millicores)
+            return
         self._limit(name, lambda group: group.set_cpu(millicores))
 
     def set_node_memory(self, name: str, mib: float) -> None:
@@ -382,6 +417,8 @@ class Network:
         self._limit(name, lambda group: group.set_memory(mib))
 
     def _limit(self, name: str, change: Callable[[Cgroup], None]) -> None:
+        if self.guests is not None and name in self.guests.partitions:
+            raise EmulationError("the memory of a partition is assigned when it is created, and stays as it is")
         self._need_up(name)
         for container in self.limited(name):
             change(Cgroup.of_container(self._containers[container]))
@@ -393,12 +430,20 @@ class Network:
         """All containers of a node: itself and its replicas."""
         return [name, *(self._replica_nodes(name) if name in self._replicas else [])]
 
+    def partition(self, name: str) -> Guests:
+        """The guests, when a partition has this name; EmulationError otherwise."""
+        if self.guests is None or name not in self.guests.partitions:
+            raise EmulationError(f"node {name} is no partition")
+        return self.guests
+
     def _need_up(self, name: str) -> None:
         if name in self._down:
             raise EmulationError(f"node {name} is down")
 
     def is_up(self, name: str) -> bool:
         """False between :meth:`kill` and :meth:`restart` of a node."""
+        if self.guests is not None and name in self.guests.partitions:
+            return self.guests.is_deployed(name)
         return name not in self._down
 
     def set_cqi(self, ue: str, cqi: int) -> None:
@@ -408,7 +453,10 @@ class Network:
         self.client(specs.gnb_program(plan.gnb, part)).call("set_cqi", ue=ue, value=cqi)
 
     def kill(self, name: str) -> None:
-        """Kill the node's containers, as a crash would."""
+        """Kill the node's containers, as a crash would; shut a partition down."""
+        if self.guests is not None and name in self.guests.partitions:
+            self.guests.set_state(name, "ready")
+            return
         if name in self._down:
             return
         self._down.add(name)
@@ -417,7 +465,10 @@ class Network:
             self._containers[member].kill()
 
     def restart(self, name: str) -> None:
-        """Start a killed node again: same interfaces and addresses, fresh programs."""
+        """Start a killed node again: same interfaces and addresses, fresh programs; deploy a partition."""
+        if self.guests is not None and name in self.guests.partitions:
+            self.guests.set_state(name, "deployed")
+            return
         if name not in self._down:
             return
         changed = set()
@@ -578,7 +629,15 @@ class Network:
             rate=rate,
             packet_bytes=flow.packet_bytes,
             seed=self._seed,
+            **self._request_of(flow.app),
         )
+
+    def _request_of(self, app: str) -> dict[str, str]:
+        """What is asked of a server, where it is not what an application understands."""
+        node = self.plan.topology.node(app)
+        if isinstance(node, Partition):
+            return {"path": f"/work?us={round(node.cpu_ms_per_request * 1000)}"}
+        return {}
 
     # --- observation -------------------------------------------------------------------------------
 
@@ -597,7 +656,8 @@ class Network:
     def features(self) -> Mapping[str, object]:
         """What the host does it with: OVS datapath, link mechanisms, cgroup version."""
         mechanisms = {name: handle.mechanism for name, handle in self._links.items()}
-        return {"ovs_datapath": self._net.datapath, "link_mechanisms": mechanisms, **self.routing.details}
+        guests = {} if self.guests is None else self.guests.details
+        return {"ovs_datapath": self._net.datapath, "link_mechanisms": mechanisms, **self.routing.details, **guests}
 
     # --- captures and probes -----------------------------------------------------------------------
 
@@ -623,9 +683,9 @@ class Network:
         return self._groups
 
     @property
-    def apps(self) -> Iterator[App]:
-        """The applications of the topology."""
-        return self.plan.topology.of_kind(App)
+    def apps(self) -> Iterator[App | Partition]:
+        """What UEs can use."""
+        return iter(self.plan.topology.services.values())
 
     def container(self, name: str) -> Any:
         """The façade's node."""

@@ -266,7 +266,10 @@ class RequestFlow(Flow):
         super().__init__(program, request)
         self._timeout_ns = int(number(request, "timeout_s", 0.01, 600, 2.0) * 1e9)
         host = f"{self.app[0]}:{self.app[1]}"
-        head = f"POST /predict HTTP/1.1\r\nHost: {host}\r\nContent-Length: {self.packet_bytes}\r\n"
+        path = request.get("path", "/predict")
+        if not isinstance(path, str) or not path.startswith("/") or not path.isprintable() or " " in path:
+            raise ConfigError(f"path must be the path of a URL, got {path!r}")
+        head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {self.packet_bytes}\r\n"
         self.message = f"{head}Content-Type: application/octet-stream\r\nConnection: close\r\n\r\n".encode()
         self.message += bytes(self.packet_bytes)
         self.exchanges: set[Exchange] = set()
@@ -333,7 +336,7 @@ class Traffic:
         no_more(
             request,
             *("flow", "ue", "address", "service", "app", "rate", "packet_bytes", "seed"),
-            *("echo_port", "probe_hz", "timeout_s"),
+            *("echo_port", "probe_hz", "timeout_s", "path"),
         )
         name = value(request, "flow", str)
         if name in self.flows:

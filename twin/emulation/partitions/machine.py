@@ -36,6 +36,7 @@ KERNEL_OPTIONS = (
 _LARGE_MIB = 3000  # beyond, the machine's memory reaches over 4 GiB
 _CONSOLE_BYTES = 16384
 _TAIL_BYTES = 2000
+_LINE_BYTES = 256 * 1024  # of the runtime's channel: all histograms full
 _START_TIMEOUT_S = 10.0
 _QMP_TIMEOUT_S = 5.0
 _POLL_S = 0.003
@@ -116,6 +117,8 @@ class Machine:
         self.ticks = ticks
         self.hello: Mapping[str, Any] | None = None
         self.metrics: Mapping[str, Any] | None = None
+        self.reported: Callable[[Mapping[str, Any]], None] | None = None
+        """Called with each metrics line: histograms in it hold what came since the line before."""
         self.guest_resets = 0
         self.killed = False
         self.last_console = ""
@@ -371,7 +374,7 @@ class Machine:
         """Take the runtime's lines, from now on and whenever the connection comes back."""
         while True:
             try:
-                reader, writer = await asyncio.open_unix_connection(self.place.channel)
+                reader, writer = await asyncio.open_unix_connection(self.place.channel, limit=_LINE_BYTES)
             except OSError:
                 await asyncio.sleep(0.05)
                 continue
@@ -394,6 +397,8 @@ class Machine:
             return
         if kind == "metrics":
             self.metrics = message
+            if self.reported is not None:
+                self.reported(message)
         elif kind in ("set", "refused"):
             with contextlib.suppress(asyncio.QueueFull):
                 self._answers.put_nowait(message)

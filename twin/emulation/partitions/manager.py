@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import ipaddress
 import json
 import os
@@ -68,7 +69,7 @@ class Partition:
     critical: bool
     address: str
     gateway: str | None
-    bridge: str
+    bridge: str | None
     tap: str
     mac: str
     state: str = READY
@@ -83,6 +84,9 @@ class Partition:
     dl_runtime_us: int | None = None
     dl_period_us: int | None = None
     note: str | None = None
+    netns: str | None = None
+    """File of the network namespace of its TAP; None: vmand's own."""
+    isolated: bool = True
     machine: Machine | None = None
     group: cgroups.Cgroup | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -109,6 +113,8 @@ class Manager:
         self.network = PartitionNetwork(self.run_id, server.subnet)
         self.partitions: dict[int, Partition] = {}
         self.adopted = 0
+        self.reported: Callable[[str, Mapping[str, Any]], None] | None = None
+        """Called with the name of a partition and each metrics line of its VNF runtime."""
         self.libvirt = None if server.libvirt is None else Libvirt(server.libvirt, server.name)
         self._next_id = 1
         self._table = asyncio.Lock()  # who owns which cores, memory and addresses
@@ -154,6 +160,20 @@ class Manager:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.journal.done(*(entry.number for entry in self.journal.entries))
         self.journal.close()
+
+    async def end(self) -> None:
+        """End the server of a run with all its guests; journal and folder belong to the run."""
+        for task in list(self._pending):
+            task.cancel()
+        for partition in list(self.partitions.values()):
+            async with partition.lock:
+                if partition.machine is not None:
+                    await partition.machine.kill()
+                    self._forget_guest(partition)
+                await self._release(partition)
+        self.network.remove()
+        entries = [one for one in self.journal.entries if one.kind == "netns"]
+        self.journal.done(*(one.number for one in entries if one.ids["name"] == self.network.name))
 
     async def handle(self, request: Request) -> dict[str, Any]:
         """Carry out one request; RequestError when it is refused or fails."""
@@ -223,7 +243,7 @@ class Manager:
     async def _create(self, args: Mapping[str, Any]) -> dict[str, Any]:
         async with self._table:
             partition = self._admitted(args)
-            if partition.bridge not in self.network.bridges():
+            if partition.bridge is not None and partition.bridge not in self.network.bridges():
                 names = ", ".join(self.network.bridges())
                 raise RequestError(
                     "ENOENT", f"bridge must be one of {names} in namespace {self.network.name}, got {partition.bridge}"
@@ -274,7 +294,9 @@ class Manager:
             critical=args["secure"],
             address=address,
             gateway=args["gateway"] or (None if args["address"] else self.network.gateway),
-            bridge=args["bridge"] or BRIDGE,
+            bridge=None if args["netns"] else args["bridge"] or BRIDGE,
+            netns=args["netns"],
+            isolated=args["isolated"],
             # libvirt makes its TAPs in the host's namespace, where several daemons meet
             tap=f"tap{number}" if self.libvirt is None else f"tb{digest & 0xFFFF:04x}p{number}",
             mac=f"52:54:{digest & 255:02x}:{digest >> 8 & 255:02x}:{number >> 8 & 255:02x}:{number & 255:02x}",
@@ -288,15 +310,17 @@ class Manager:
     def _equip(self, partition: Partition) -> None:
         self._place(partition).folder.mkdir(exist_ok=True)
         if self.libvirt is None:
-            self.network.add_tap(partition.tap, partition.bridge)
+            self._network_of(partition).add_tap(partition.tap, partition.bridge)
         partition.group = cgroups.Cgroup.create(
             self.run_id,
             f"p{partition.id}",
             # A critical partition has no ceiling: its share is kept for it by other means.
-            cpu_millicores=None if partition.critical else 1000 * partition.cores,
-            memory_mib=partition.memory_mib + OVERHEAD_MIB,
+            cpu_millicores=1000 * partition.cores if partition.isolated and not partition.critical else None,
+            memory_mib=partition.memory_mib + OVERHEAD_MIB if partition.isolated else None,
             journal=self.journal,
         )
+        if not partition.isolated:
+            return
         weight = isolation.CRITICAL_WEIGHT if partition.critical else isolation.WEIGHT
         partition.group.set_weight(min(10_000, weight * partition.cores))
 
@@ -309,7 +333,7 @@ class Manager:
             self.journal.done(*(one.number for one in entries if one.ids["name"] == partition.name))
         if partition.group is not None:
             await asyncio.to_thread(partition.group.remove)
-        await asyncio.to_thread(self.network.remove_tap, partition.tap)
+        await asyncio.to_thread(self._network_of(partition).remove_tap, partition.tap)
         shutil.rmtree(self._place(partition).folder, ignore_errors=True)
         self.partitions.pop(partition.id, None)
         self._save()
@@ -331,6 +355,8 @@ class Manager:
             self._require(partition, "deployed", READY)
             machine, runtime = await self._start(partition, args)
             partition.machine, partition.pid, partition.ticks = machine, machine.pid, machine.ticks
+            if self.reported is not None:
+                machine.reported = functools.partial(self.reported, partition.name)
             try:
                 self._save()
                 await self._isolate(partition, machine)
@@ -377,6 +403,7 @@ class Manager:
         if machine is None:
             raise RequestError("EIO", f"partition {partition.id}: libvirt's QEMU has ended")
         self._share(partition, machine)
+        assert partition.bridge is not None  # the protocol has no netns for domains
         await asyncio.to_thread(self.network.take_tap, partition.tap, partition.bridge)
         assert partition.group is not None
         partition.group.add(pid)
@@ -493,6 +520,7 @@ class Manager:
             "gateway": partition.gateway,
             "root": "/dev/vda" if kind == "disk" else None,
             "http": args["http_port"],
+            "echo": args["echo_port"] or None,
             **{key: args[key] for key in _RUNTIME_KEYS},
         }
         ours = [f"twinbed.{key}={value}" for key, value in settings.items() if value is not None]
@@ -532,7 +560,8 @@ class Manager:
             if machine.hello is not None:
                 return
             # Somebody else's system says nothing on our channel, but hardly starts without sending a frame.
-            if not runtime and await asyncio.to_thread(self.network.frames_from_guest, partition.tap) > 0:
+            network = self._network_of(partition)
+            if not runtime and await asyncio.to_thread(network.frames_from_guest, partition.tap) > 0:
                 return
             if loop.time() > deadline:
                 if partition.state == SUSPENDED:
@@ -618,7 +647,10 @@ class Manager:
         if not partition.critical:
             # When the host runs out of memory, it is one of these that goes.
             Path(f"/proc/{machine.pid}/oom_score_adj").write_text("500", encoding="ascii")
-            if partition.reservation is not None:
+            if not partition.isolated:
+                partition.isolation = "none: a plain virtual machine"
+                self._repin()
+            elif partition.reservation is not None:
                 self._reserve(partition, threads, partition.reservation, reclaim=False)
                 partition.isolation = str(partition.reservation)
             else:
@@ -699,9 +731,11 @@ class Manager:
             millicores, runtime_us, period_us = args["cpu_millicores"], args["dl_runtime_us"], args["dl_period_us"]
             if partition.critical:
                 raise RequestError("EPERM", f"partition {partition.id} is critical: its CPU time is never limited")
+            if not partition.isolated:
+                raise RequestError("EPERM", f"partition {partition.id} is a plain virtual machine: nothing limits it")
             threads = [] if partition.machine is None else await partition.machine.vcpu_threads()
             assert partition.group is not None
-            if runtime_us is not None:
+            if runtime_us:
                 wanted = Reservation(runtime_us, period_us)
                 if threads:
                     self._reserve(partition, threads, wanted, reclaim=False)
@@ -712,10 +746,11 @@ class Manager:
                     for thread in threads:
                         isolation.release(thread)
                 partition.dl_runtime_us = partition.dl_period_us = None
-                partition.group.set_cpu(millicores)
-                partition.cpu_millicores = millicores
+                if millicores is not None:
+                    partition.group.set_cpu(millicores)
+                    partition.cpu_millicores = millicores
                 if threads:
-                    partition.isolation = f"at most {millicores:g} millicores"
+                    partition.isolation = f"at most {partition.cpu_millicores or 1000 * partition.cores:g} millicores"
             self._save()
         return {"id": partition.id}
 
@@ -758,8 +793,9 @@ class Manager:
         partition = self._partition(args)
         found = _brief(partition) | {
             "gateway": partition.gateway,
-            "netns": self.network.name,
+            "netns": partition.netns or self.network.name,
             "bridge": partition.bridge,
+            "isolated": partition.isolated,
             "tap": partition.tap,
             "mac": partition.mac,
             "cpu_millicores": partition.cpu_millicores,
@@ -782,6 +818,10 @@ class Manager:
                 found["vcpu_threads"] = await machine.vcpu_threads()
         return found
 
+    def named(self, name: str) -> Partition:
+        """The partition of this name; KeyError when there is none."""
+        return {one.name: one for one in self.partitions.values()}[name]
+
     def _partition(self, args: Mapping[str, Any]) -> Partition:
         partition = self.partitions.get(args["id"])
         if partition is None or not partition.complete:
@@ -798,7 +838,12 @@ class Manager:
 
     def _place(self, partition: Partition) -> Place:
         members = [] if partition.group is None else partition.group.members()
-        return Place(self.folder / f"p{partition.id}", self.network.path, members)
+        return Place(self.folder / f"p{partition.id}", self._network_of(partition).path, members)
+
+    def _network_of(self, partition: Partition) -> PartitionNetwork:
+        if partition.netns is None:
+            return self.network
+        return PartitionNetwork(partition.netns, self.server.subnet, Path(partition.netns))
 
 
 def _brief(partition: Partition) -> dict[str, Any]:

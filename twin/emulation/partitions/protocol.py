@@ -171,6 +171,18 @@ COMMANDS: Mapping[str, Command] = {
                     "bridge (default: vmand's own)",
                     kind="text",
                 ),
+                Field(
+                    "netns",
+                    _path,
+                    "file of the network namespace that its TAP joins, without a bridge (default: vmand's own, with one)",
+                    kind="path",
+                ),
+                Field(
+                    "isolated",
+                    _flag,
+                    "false: a plain virtual machine, without limits of its own, for comparison",
+                    default=True,
+                ),
             ),
         ),
         Command(
@@ -188,6 +200,7 @@ COMMANDS: Mapping[str, Command] = {
                     kind="text",
                 ),
                 Field("http_port", _integer(0, 65535), "port of the guest's HTTP responder, 0: none", default=80),
+                Field("echo_port", _integer(0, 65535), "port of the guest's UDP echo, 0: none", default=0),
                 *_vnf,
                 Field("wait", _flag, "answer when the guest runs, not before", default=True),
                 Field("timeout_s", _number(0.1, 600), "time limit for the guest to boot", default=30.0),
@@ -215,8 +228,12 @@ COMMANDS: Mapping[str, Command] = {
             (
                 _id,
                 Field("cpu_millicores", _number(1, 1000 * MAX_CORES), "most CPU time it gets"),
-                Field("dl_runtime_us", _integer(1024, 2**31), "CPU time reserved for each vCPU in every period"),
-                Field("dl_period_us", _integer(1024, 2**31), "the period"),
+                Field(
+                    "dl_runtime_us",
+                    _integer(0, 2**22),
+                    "CPU time reserved for each vCPU in every period; 0 gives the reservation back",
+                ),
+                Field("dl_period_us", _integer(100, 2**22), "the period"),
             ),
         ),
     )
@@ -281,15 +298,19 @@ def _create_rule(args: dict[str, Any]) -> None:
         raise RequestError("EINVAL", "create-partition: give memsize or memory_mib, one of the two")
     if memsize is not None:
         args["memory_mib"] = math.floor(memsize * 1024)
+    if args["secure"] and not args["isolated"]:
+        raise RequestError("EINVAL", "create-partition: a critical partition is isolated")
+    if args["netns"] is not None and (args["bridge"] is not None or args["address"] is None):
+        raise RequestError("EINVAL", "create-partition: with netns give an address, and no bridge")
 
 
 def _limit_rule(args: dict[str, Any]) -> None:
     runtime_us, period_us = args["dl_runtime_us"], args["dl_period_us"]
-    if (runtime_us is None) != (period_us is None):
+    if (runtime_us is None) != (period_us is None) and runtime_us != 0:
         raise RequestError("EINVAL", "limit: dl_runtime_us and dl_period_us go together")
     if (runtime_us is None) == (args["cpu_millicores"] is None):
         raise RequestError("EINVAL", "limit: give cpu_millicores, or dl_runtime_us and dl_period_us")
-    if runtime_us is not None and runtime_us > period_us:
+    if runtime_us and runtime_us > period_us:
         raise RequestError("EINVAL", f"limit: dl_runtime_us must be at most dl_period_us {period_us}, got {runtime_us}")
 
 

@@ -228,7 +228,7 @@ class PartitionNode(Strict):
     )
     tasks: Tasks | None = Field(
         default=None,
-        description="periodic tasks in the guest: [{period: 40ms, work: 5ms}]; the entities task:NAME.1, task:NAME.2 ...",
+        description="periodic tasks in the guest: [{period: 40ms, work: 5ms}]; the entities task:NAME.1 ...",
     )
     image: GuestFiles | None = Field(
         default=None, description="files of your own, beside the scenario file, in place of TwinBed's guest image"

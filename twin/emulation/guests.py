@@ -196,12 +196,11 @@ class Guests:
             raise EmulationError(f"partition {partition.id} is critical: its CPU time is never limited")
 
     def _call(self, name: str, command: str, **args: Any) -> None:
+        number = self.managed(name).id
         try:
-            self._edge.call(command, id=self.managed(name).id, **args)
+            self._edge.call(command, id=number, **args)
         except RequestError as error:
-            raise EmulationError(
-                str(error).replace(f"partition {self.managed(name).id} ", f"partition {name} ")
-            ) from None
+            raise EmulationError(str(error).replace(f"partition {number} ", f"partition {name} ")) from None
 
     # --- what is seen --------------------------------------------------------------------------------
 

@@ -174,7 +174,7 @@ COMMANDS: Mapping[str, Command] = {
                 Field(
                     "netns",
                     _path,
-                    "file of the network namespace that its TAP joins, without a bridge (default: vmand's own, with one)",
+                    "file of the network namespace of its TAP, which joins no bridge then (default: vmand's own)",
                     kind="path",
                 ),
                 Field(

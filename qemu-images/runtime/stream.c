@@ -22,7 +22,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PORT = 5001, ECHO_PORT = 5007, MOST_FLOWS = 256, MOST_ADDRESSES = 16, BATCH = 64 };
+enum { PORT = 5001, ECHO_PORT = 5007, MOST_FLOWS = 256, MOST_PLACES = 16, BATCH = 64 };
 enum { HEAD_BYTES = 28, IP_UDP_BYTES = 28, NAME_BYTES = 255, MOST_PAYLOAD = 65507, DATA = 1 };
 
 static const double most_rate_bps = 10e9;
@@ -45,13 +45,27 @@ struct flow {
 
 enum mode { OFF, HOLD, GO, GONE }; /* HOLD: questions wait; GONE: another server answers them */
 
+/* An address beside the guest's own, at which a service was before it moved here. */
+struct place {
+    struct in_addr address;
+    enum mode mode;
+};
+
+struct waiting {
+    struct question asked;
+    struct in_addr local;
+    struct sockaddr_in peer;
+};
+
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct flow *flows;
 static int count_of_flows;
-static enum mode mode;
+static enum mode mode; /* of the guest's own address: OFF or GO */
+static struct place places[MOST_PLACES];
+static int count_of_places;
+static struct waiting *queue;
+static int count_of_waiting;
 static int questions = -1, nudge = -1;
-static struct in_addr addresses[MOST_ADDRESSES];
-static int count_of_addresses;
 static unsigned long long malformed;
 static atomic_llong offset_ns;
 static atomic_bool clock_known;
@@ -177,6 +191,27 @@ static void heed(const struct question *asked, struct in_addr local, const struc
     set_rate(flow, asked->rate);
 }
 
+static struct place *place_of(struct in_addr address)
+{
+    for (int i = 0; i < count_of_places; i++)
+        if (places[i].address.s_addr == address.s_addr)
+            return &places[i];
+    return NULL;
+}
+
+/* Kept until its address is served; of each flow the last one. */
+static void keep(const struct question *asked, struct in_addr local, const struct sockaddr_in *peer)
+{
+    int at = 0;
+    while (at < count_of_waiting && strcmp(queue[at].asked.flow, asked->flow))
+        at++;
+    if (at == MOST_FLOWS)
+        return; /* it will be asked again */
+    queue[at] = (struct waiting){*asked, local, *peer};
+    if (at == count_of_waiting)
+        count_of_waiting++;
+}
+
 static void read_questions(void)
 {
     char data[4096];
@@ -186,16 +221,35 @@ static void read_questions(void)
         ssize_t size = datagram_take(questions, data, sizeof data - 1, MSG_DONTWAIT, &local, &peer);
         if (size < 0 && errno == EAGAIN)
             return;
-        if (size < 0 || mode != GO)
+        struct place *place = place_of(local);
+        enum mode here = place ? place->mode : mode;
+        if (size < 0 || here == OFF || here == GONE)
             continue; /* a client is gone, or another server answers */
         data[size] = 0;
         struct question asked;
         if (memchr(data, 0, (size_t)size) || !question_parse(data, &asked))
             malformed++;
+        else if (here == HOLD)
+            keep(&asked, local, &peer);
         else
             heed(&asked, local, &peer);
     }
 }
+
+static void answer_waiting(void)
+{
+    int kept = 0;
+    for (int i = 0; i < count_of_waiting; i++) {
+        struct place *place = place_of(queue[i].local);
+        if (place && place->mode == HOLD)
+            queue[kept++] = queue[i];
+        else if (place && place->mode == GO)
+            heed(&queue[i].asked, queue[i].local, &queue[i].peer);
+    }
+    count_of_waiting = kept;
+}
+
+static void forget(struct flow *flow) { *flow = flows[--count_of_flows]; }
 
 /* Send what is due; the time of the next wake-up, at most one per millisecond however many packets are due. */
 static double play(void)
@@ -221,7 +275,9 @@ static double play(void)
             if (flow->left != UINT64_MAX && --flow->left == 0)
                 flow->paced = false;
         }
-        if (flow->paced && flow->due_ns < next)
+        if (!flow->left)
+            forget(&flows[i--]);
+        else if (flow->paced && flow->due_ns < next)
             next = flow->due_ns;
     }
     return next > (double)(woken_ns + wake_ns) ? next : (double)(woken_ns + wake_ns);
@@ -233,7 +289,7 @@ static void *serve(void *argument)
     for (;;) {
         pthread_mutex_lock(&lock);
         double next = play();
-        struct pollfd waiting[2] = {{nudge, POLLIN, 0}, {mode == HOLD ? -1 : questions, POLLIN, 0}};
+        struct pollfd waiting[2] = {{nudge, POLLIN, 0}, {questions, POLLIN, 0}};
         pthread_mutex_unlock(&lock);
         double wait = next - (double)now_ns();
         uint64_t wait_ns = wait > 0 ? (uint64_t)wait : 0;
@@ -245,8 +301,7 @@ static void *serve(void *argument)
             eventfd_read(nudge, &ignored);
         if (waiting[1].revents) {
             pthread_mutex_lock(&lock);
-            if (mode != HOLD)
-                read_questions();
+            read_questions();
             pthread_mutex_unlock(&lock);
         }
     }
@@ -283,26 +338,33 @@ static bool change_address(struct in_addr address, bool add)
     return done;
 }
 
-static void drop_addresses(void)
-{
-    while (count_of_addresses)
-        change_address(addresses[--count_of_addresses], false);
-}
-
-static const char *take_addresses(char *list)
+/* Set the mode of addresses ("A,B"), or let go of them (OFF). NULL, or what is wrong. */
+static const char *set_places(char *list, enum mode wanted)
 {
     char *rest = NULL;
-    drop_addresses();
+    if (!*list)
+        return "needs addresses";
     for (char *one = strtok_r(list, ",", &rest); one; one = strtok_r(NULL, ",", &rest)) {
         struct in_addr address;
         if (!inet_aton(one, &address))
-            return "must be IPv4 addresses";
-        if (count_of_addresses == MOST_ADDRESSES)
-            return "has at most 16 addresses";
-        if (!change_address(address, true))
-            return "address was refused by the guest's kernel";
-        addresses[count_of_addresses++] = address;
+            return "must have IPv4 addresses";
+        struct place *place = place_of(address);
+        if (!place && (wanted == HOLD || wanted == GO)) {
+            if (count_of_places == MOST_PLACES)
+                return "has at most 16 addresses";
+            if (!change_address(address, true))
+                return "address was refused by the guest's kernel";
+            place = &places[count_of_places++];
+            place->address = address;
+        }
+        if (place)
+            place->mode = wanted;
+        if (place && wanted == OFF) {
+            change_address(address, false);
+            *place = places[--count_of_places];
+        }
     }
+    answer_waiting();
     return NULL;
 }
 
@@ -315,16 +377,19 @@ static const char *open_up(void)
     if (!clock_known)
         return "needs the clock first";
     flows = calloc(MOST_FLOWS, sizeof *flows);
+    queue = calloc(MOST_FLOWS, sizeof *queue);
     questions = datagram_socket(PORT);
     nudge = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     draw_state = host_ns(now_ns()) | 1;
-    if (flows && questions >= 0 && nudge >= 0 && echo_start(ECHO_PORT) && start_thread(serve, NULL))
+    if (flows && queue && questions >= 0 && nudge >= 0 && echo_start(ECHO_PORT) && start_thread(serve, NULL))
         return NULL;
     close(questions); /* -1 is refused, harmlessly */
     close(nudge);
     questions = nudge = -1;
     free(flows);
+    free(queue);
     flows = NULL;
+    queue = NULL;
     return "a port is in use, or memory is short";
 }
 
@@ -396,24 +461,27 @@ const char *stream_set(const char *value)
     char *rest = copy + strcspn(copy, " ");
     if (*rest)
         *rest++ = 0;
-    const char *wrong = NULL;
     pthread_mutex_lock(&lock);
-    if (!strcmp(copy, "off")) {
+    const char *wrong = strcmp(copy, "off") ? open_up() : NULL;
+    if (wrong) {
+        /* not before the clock */
+    } else if (!strcmp(copy, "off")) {
         mode = OFF;
-        count_of_flows = 0;
-        drop_addresses();
-    } else if (!strcmp(copy, "hold") || !strcmp(copy, "go")) {
-        wrong = open_up();
-        if (!wrong && *rest)
-            wrong = take_addresses(rest);
-        if (!wrong)
-            mode = !strcmp(copy, "go") ? GO : HOLD;
-        if (!wrong && mode == HOLD)
-            count_of_flows = 0;
+        count_of_flows = count_of_waiting = 0;
+        while (count_of_places)
+            change_address(places[--count_of_places].address, false);
+    } else if (!strcmp(copy, "go") && !*rest) {
+        mode = GO;
+    } else if (!strcmp(copy, "go")) {
+        wrong = set_places(rest, GO);
+    } else if (!strcmp(copy, "hold")) {
+        wrong = set_places(rest, HOLD);
+    } else if (!strcmp(copy, "drop")) {
+        wrong = set_places(rest, OFF);
     } else if (!strcmp(copy, "adopt")) {
-        wrong = mode == HOLD || mode == GO ? adopt(rest) : "adopt comes after hold or go";
+        wrong = adopt(rest);
     } else {
-        wrong = "must be off, hold [ADDRESS,...], go [ADDRESS,...] or adopt ...";
+        wrong = "must be off, go [ADDRESS,...], hold ADDRESS,..., drop ADDRESS,... or adopt ...";
     }
     if (nudge >= 0)
         eventfd_write(nudge, 1);
@@ -432,68 +500,66 @@ static void put_name(struct text *out, const char *name)
     }
 }
 
-static void put_rows(struct text *out)
+static void put_row(struct text *out, const struct flow *flow, const char *comma)
 {
-    put(out, "[");
-    for (int i = 0; i < count_of_flows; i++) {
-        struct flow *flow = &flows[i];
-        char local[16], peer[16];
-        inet_ntop(AF_INET, &flow->local, local, sizeof local);
-        inet_ntop(AF_INET, &flow->peer.sin_addr, peer, sizeof peer);
-        put(out, "%s[\"", i ? ", " : "");
-        put_name(out, flow->name);
-        put(out, "\", \"%s\", \"%s\", %u, %.17g, %u, %llu, %llu, %llu, %llu, %llu, %llu]", local, peer,
-            ntohs(flow->peer.sin_port), flow->rate, flow->packet_bytes, (unsigned long long)flow->started_ns,
-            (unsigned long long)flow->sequence, (unsigned long long)host_ns((uint64_t)flow->due_ns),
-            (unsigned long long)flow->packets, (unsigned long long)flow->bytes, (unsigned long long)flow->errors);
-    }
-    put(out, "]");
+    char local[16], peer[16];
+    inet_ntop(AF_INET, &flow->local, local, sizeof local);
+    inet_ntop(AF_INET, &flow->peer.sin_addr, peer, sizeof peer);
+    put(out, "%s[\"", comma);
+    put_name(out, flow->name);
+    put(out, "\", \"%s\", \"%s\", %u, %.17g, %u, %llu, %llu, %llu, %llu, %llu, %llu]", local, peer,
+        ntohs(flow->peer.sin_port), flow->paced ? flow->rate : 0, flow->packet_bytes,
+        (unsigned long long)flow->started_ns, (unsigned long long)flow->sequence,
+        (unsigned long long)(flow->paced ? host_ns((uint64_t)flow->due_ns) : 0), (unsigned long long)flow->packets,
+        (unsigned long long)flow->bytes, (unsigned long long)flow->errors);
 }
 
-/* Send what is due before a time of the host's clock, and no more; the flows as they will be then. */
+/* Send what is due before a time of the host's clock at these addresses, and no more; the flows as they will be then. */
 void stream_release(struct text *out, const char *value)
 {
-    unsigned long long at = strtoull(value, NULL, 10);
+    char *rest;
+    unsigned long long at = strtoull(value, &rest, 10);
+    char list[512];
+    snprintf(list, sizeof list, "%s", *rest == ' ' ? rest + 1 : "");
     pthread_mutex_lock(&lock);
     double end = (double)(at - (unsigned long long)atomic_load(&offset_ns));
-    struct flow *as_they_are = count_of_flows ? malloc((size_t)count_of_flows * sizeof *flows) : NULL;
-    if (count_of_flows && !as_they_are) {
-        put(out, "{\"type\": \"refused\", \"reason\": \"out of memory\"}");
-        pthread_mutex_unlock(&lock);
-        return;
-    }
-    for (int i = 0; i < count_of_flows; i++) {
+    const char *wrong = mode == OFF && !count_of_places ? "nothing is served" : set_places(list, GONE), *comma = "";
+    put(out, wrong ? "{\"type\": \"refused\", \"reason\": \"%s\"}" : "{\"type\": \"released\", \"flows\": [",
+        wrong);
+    for (int i = 0; i < count_of_flows && !wrong; i++) {
         struct flow *flow = &flows[i];
+        struct place *place = place_of(flow->local);
+        if (!place || place->mode != GONE || flow->left != UINT64_MAX)
+            continue;
         uint64_t left = flow->paced && flow->due_ns < end ? (uint64_t)ceil((end - flow->due_ns) / flow->gap_ns) : 0;
-        as_they_are[i] = *flow;
-        as_they_are[i].left = left;
-        as_they_are[i].paced = left > 0;
-        flow->sequence += left;
-        flow->due_ns += (double)left * flow->gap_ns;
-        flow->packets += left;
-        flow->bytes += left * flow->packet_bytes;
-        if (!flow->paced)
-            flow->rate = 0;
+        struct flow then = *flow;
+        then.sequence += left;
+        then.due_ns += (double)left * flow->gap_ns;
+        then.packets += left;
+        then.bytes += left * flow->packet_bytes;
+        put_row(out, &then, comma);
+        comma = ", ";
+        flow->left = left;
+        if (!left)
+            forget(&flows[i--]);
     }
-    put(out, "{\"type\": \"released\", \"flows\": ");
-    put_rows(out);
-    put(out, "}");
-    if (count_of_flows)
-        memcpy(flows, as_they_are, (size_t)count_of_flows * sizeof *flows);
-    free(as_they_are);
-    if (mode != OFF)
-        mode = GONE;
+    if (!wrong)
+        put(out, "]}");
     pthread_mutex_unlock(&lock);
 }
 
 void stream_flows(struct text *out, const char *value)
 {
     (void)value;
+    const char *comma = "";
     pthread_mutex_lock(&lock);
-    put(out, "{\"type\": \"flows\", \"malformed\": %llu, \"serving\": %s, \"flows\": ", malformed,
-        mode == GO ? "true" : "false");
-    put_rows(out);
-    put(out, "}");
+    put(out, "{\"type\": \"flows\", \"malformed\": %llu, \"flows\": [", malformed);
+    for (int i = 0; i < count_of_flows; i++)
+        if (flows[i].left == UINT64_MAX) { /* the others are reported by who took them over */
+            put_row(out, &flows[i], comma);
+            comma = ", ";
+        }
+    put(out, "]}");
     pthread_mutex_unlock(&lock);
 }
 
@@ -505,7 +571,6 @@ void stream_time(struct text *out, const char *value)
 
 void stream_report(struct text *out)
 {
-    static const char *words[] = {"off", "hold", "go", "gone"};
     unsigned long long packets = 0, bytes = 0;
     int active = 0;
     pthread_mutex_lock(&lock);
@@ -514,7 +579,7 @@ void stream_report(struct text *out)
         bytes += flows[i].bytes;
         active += flows[i].paced;
     }
-    put(out, "{\"state\": \"%s\", \"flows\": %d, \"active\": %d, \"packets\": %llu, \"bytes\": %llu}", words[mode],
-        count_of_flows, active, packets, bytes);
+    put(out, "{\"serving\": %s, \"addresses\": %d, \"flows\": %d, \"active\": %d, \"packets\": %llu, \"bytes\": %llu}",
+        mode == GO ? "true" : "false", count_of_places, count_of_flows, active, packets, bytes);
     pthread_mutex_unlock(&lock);
 }

@@ -14,8 +14,8 @@
  *   relay  udp:PORT:ADDRESS:PORT or tcp:..., several joined by commas; empty stops all
  *   load   RUNTIME_US/PERIOD_US, several joined by commas; empty stops all
  *   metrics_ms  how often a metrics line is sent
- * Only on the channel: poweroff; clock NS (to the host's CLOCK_MONOTONIC); stream off|hold|go|adopt ...;
- * attack none|cpu:SECONDS|memory:SECONDS; and what is answered with an object of its own: time, flows, release NS.
+ * Only on the channel: poweroff; clock NS (to the host's CLOCK_MONOTONIC); stream off|go|hold|drop|adopt ...;
+ * attack none|cpu:SECONDS|memory:SECONDS; and what is answered with an object of its own: time, flows, release NS ADDRESSES.
  * Only on the command line: name, ip (ADDRESS/LENGTH), gateway, http and echo (port; 0: none),
  * root (a disk with the user's own root file system, to which the guest goes over).
  */

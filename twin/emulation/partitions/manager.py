@@ -778,11 +778,11 @@ class Manager:
             if action == "adopt":
                 await streaming.adopt(machine, args["flows"])
             elif action == "release":
-                found["flows"] = await streaming.release(machine, args["at_ns"])
+                found["flows"] = await streaming.release(machine, args["at_ns"], args["addresses"])
             elif action == "flows":
                 found["flows"] = await streaming.flows(machine)
             else:
-                if action == "hold" or (action == "go" and partition.clock is None):
+                if partition.clock is None and action != "off":
                     await self._set_clock(partition, machine)
                 addresses = ",".join(args["addresses"] or ())
                 await machine.configure("stream", f"{action} {addresses}".strip())

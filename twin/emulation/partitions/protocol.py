@@ -161,7 +161,7 @@ def _choice(*words: str) -> Callable[[Any], str]:
     return check
 
 
-STREAM_ACTIONS = ("hold", "go", "adopt", "release", "flows", "off")
+STREAM_ACTIONS = ("go", "hold", "adopt", "release", "drop", "flows", "off")
 ATTACKS = ("none", "cpu", "memory", "network")
 MOST_ATTACK_S, MOST_FLOOD_PPS = 600.0, 50_000.0
 _path = _pattern(r"[^\0\n,]+", "a path without commas and line ends")  # a comma would end QEMU's option
@@ -261,12 +261,13 @@ COMMANDS: Mapping[str, Command] = {
                 Field(
                     "action",
                     _choice(*STREAM_ACTIONS),
-                    "hold: be there, let questions wait; go: answer them; adopt: go on with these flows; release: "
-                    "send until at_ns, then another server goes on; flows: show them; off",
+                    "go: answer questions to the guest's own address, or to those; hold: take addresses, questions to "
+                    "them wait; adopt: go on with these flows; release: send until at_ns, then another server goes on; "
+                    "drop: let go of addresses; flows: show them; off",
                     required=True,
                     kind="text",
                 ),
-                Field("addresses", _addresses, "with hold and go: service addresses that the guest takes, as a list"),
+                Field("addresses", _addresses, "of the service where it was before, as a list"),
                 Field("flows", _flows, "with adopt: flows as release and flows show them"),
                 Field("at_ns", _integer(0, 2**63), "with release: nanoseconds of the host's CLOCK_MONOTONIC"),
             ),
@@ -378,12 +379,16 @@ def _configure_rule(args: dict[str, Any]) -> None:
 
 
 def _stream_rule(args: dict[str, Any]) -> None:
-    needed = {"adopt": "flows", "release": "at_ns"}.get(args["action"])
-    if needed is not None and args[needed] is None:
-        raise RequestError("EINVAL", f"stream: {args['action']} needs {needed}")
-    for name, actions in (("addresses", ("hold", "go")), ("flows", ("adopt",)), ("at_ns", ("release",))):
-        if args[name] is not None and args["action"] not in actions:
-            raise RequestError("EINVAL", f"stream: {name} goes with {' and '.join(actions)}, got {args['action']}")
+    for name, needed, also in (
+        ("addresses", ["hold", "release", "drop"], ["go"]),
+        ("flows", ["adopt"], []),
+        ("at_ns", ["release"], []),
+    ):
+        if args["action"] in needed and (args[name] is None or (name == "addresses" and not args[name])):
+            raise RequestError("EINVAL", f"stream: {args['action']} needs {name}")
+        if args[name] is not None and args["action"] not in needed + also:
+            allowed = ", ".join(needed + also)
+            raise RequestError("EINVAL", f"stream: {name} goes with {allowed}, got {args['action']}")
 
 
 _RULES: Mapping[str, Callable[[dict[str, Any]], None]] = {

@@ -48,9 +48,10 @@ async def adopt(machine: Machine, rows: Sequence[Mapping[str, Any]]) -> None:
     await machine.configure_all([("stream", _line(row)) for row in rows])
 
 
-async def release(machine: Machine, at_ns: int) -> list[dict[str, Any]]:
-    """Let the guest send what is due before a time of CLOCK_MONOTONIC, and no more; its flows as they are then."""
-    return _rows(await machine.ask(f"release {at_ns}"))
+async def release(machine: Machine, at_ns: int, addresses: Sequence[str]) -> list[dict[str, Any]]:
+    """Let the guest send what is due before a time of CLOCK_MONOTONIC, and no more; the flows of
+    these addresses as they are then."""
+    return _rows(await machine.ask(f"release {at_ns} {','.join(addresses)}"))
 
 
 async def flows(machine: Machine) -> list[dict[str, Any]]:

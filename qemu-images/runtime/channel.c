@@ -44,6 +44,10 @@ void metrics_json(struct text *out, bool drain)
     relay_report(out);
     put(out, ", \"load\": ");
     load_report(out, drain);
+    put(out, ", \"stream\": ");
+    stream_report(out);
+    put(out, ", \"attack\": ");
+    attack_report(out);
     put(out, "}");
 }
 
@@ -94,16 +98,29 @@ static bool say(int port, const char *line)
 
 static void obey(int port, char *line)
 {
+    static char answer[REPORT_BYTES]; /* one thread speaks */
     static const struct {
         const char *key;
         const char *(*set)(const char *);
-    } settings[] = {{"relay", relay_set}, {"load", load_set}, {"metrics_ms", channel_set_period}};
-    const char *wrong = "unknown setting; there are relay, load, metrics_ms";
+    } settings[] = {{"relay", relay_set},   {"load", load_set},      {"metrics_ms", channel_set_period},
+                    {"stream", stream_set}, {"clock", stream_clock}, {"attack", attack_set}};
+    static const struct {
+        const char *key;
+        void (*answer)(struct text *, const char *);
+    } queries[] = {{"time", stream_time}, {"flows", stream_flows}, {"release", stream_release}};
+    const char *wrong = "unknown setting; there are relay, load, metrics_ms, stream, clock, attack";
     size_t length = strcspn(line, " ");
     const char *value = line[length] ? line + length + 1 : "";
     line[length] = 0;
     if (!strcmp(line, "poweroff"))
         reboot(RB_POWER_OFF);
+    for (size_t i = 0; i < sizeof queries / sizeof *queries; i++)
+        if (!strcmp(line, queries[i].key)) {
+            struct text out = {answer, sizeof answer, false};
+            queries[i].answer(&out, value);
+            say(port, out.full ? "{\"type\": \"refused\", \"reason\": \"too long an answer\"}" : answer);
+            return;
+        }
     for (size_t i = 0; i < sizeof settings / sizeof *settings; i++)
         if (!strcmp(line, settings[i].key))
             wrong = settings[i].set(value);

@@ -119,6 +119,7 @@ class Guests:
             dtb=node.dtb,
             http_port=specs.REQUEST_PORT if node.vnf == "request" else 0,
             echo_port=ECHO_PORT,
+            stream=node.vnf == "stream",
             metrics_ms=METRICS_MS,
             timeout_s=_BOOT_LIMIT_S,
             **({"load": load_text} if load_text else {}),

@@ -26,6 +26,7 @@ COUNTERS = (
     *("issued", "requests", "failures"),
 )
 HISTOGRAMS = ("delay", "rtt", "response")
+LONGEST = "gap_us"
 ASK_HZ = 2.0
 FIRST_ASK_AGAIN_NS = 10e6
 MAX_IN_FLIGHT = 2000
@@ -138,6 +139,8 @@ class StreamFlow(Flow):
 
     def set_rate(self, rate: float) -> None:
         super().set_rate(rate)
+        if not rate:
+            self.receiver.pause()
         self._gap_ns = FIRST_ASK_AGAIN_NS
         self.program.pacer.set_gap(self._asking, self._next_gap_ns)
 
@@ -394,6 +397,8 @@ class Traffic:
         for key in HISTOGRAMS:
             if unread is not None and key in unread and key in row:
                 row[key] = merge([unread[key], row[key]])
+        if unread is not None and LONGEST in unread:
+            row[LONGEST] = max(row[LONGEST], unread[LONGEST])
         return row
 
     def _stats(self, request: dict[str, Any]) -> Reply:

@@ -14,11 +14,13 @@ import errno
 import functools
 import ipaddress
 import json
+import math
 import os
 import shutil
 import sys
+import time
 import zlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,13 +28,15 @@ from typing import Any
 
 from twin.emulation import cgroups
 from twin.emulation.cgroups import CgroupError
-from twin.emulation.partitions import devicetree, isolation
+from twin.emulation.partitions import devicetree, isolation, streaming
+from twin.emulation.partitions.attack import Flood
 from twin.emulation.partitions.images import GuestImageError, load
 from twin.emulation.partitions.isolation import IsolationError, Reservation
 from twin.emulation.partitions.libvirt import Domain, Libvirt, domain_xml
 from twin.emulation.partitions.machine import KERNEL_OPTIONS, OVERHEAD_MIB, PROGRAM, Hardware, Machine, Place
 from twin.emulation.partitions.network import BRIDGE, PartitionNetwork
 from twin.emulation.partitions.protocol import COMMANDS, Request, RequestError, validated
+from twin.emulation.partitions.streaming import Clock
 from twin.journal import Journal, start_ticks
 
 READY, DEPLOYED, SUSPENDED = "READY", "DEPLOYED", "SUSPENDED"
@@ -59,7 +63,7 @@ class EdgeServer:
 
 @dataclass
 class Partition:
-    """One partition. All but the last three fields are in ``state.json``."""
+    """One partition. Fields that are not in :data:`_TRANSIENT` are in ``state.json``."""
 
     id: int
     name: str
@@ -90,6 +94,10 @@ class Partition:
     machine: Machine | None = None
     group: cgroups.Cgroup | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    clock: Clock | None = None
+    """Of the guest, since its stream server needs it."""
+    stopped_ns: int | None = None
+    flood: Flood | None = None
 
     @property
     def reservation(self) -> Reservation | None:
@@ -99,7 +107,7 @@ class Partition:
         return Reservation(self.dl_runtime_us, self.dl_period_us)
 
 
-_TRANSIENT = {"machine", "group", "lock"}
+_TRANSIENT = {"machine", "group", "lock", "clock", "stopped_ns", "flood"}
 
 
 class Manager:
@@ -134,6 +142,8 @@ class Manager:
             "info": self._info,
             "configure": self._configure,
             "limit": self._limit,
+            "stream": self._stream,
+            "attack": self._attack,
         }
 
     # --- life of the daemon ---------------------------------------------------------------------------
@@ -153,6 +163,8 @@ class Manager:
         for task in list(self._pending):
             task.cancel()
         for partition in self.partitions.values():
+            if partition.flood is not None:
+                partition.flood.leave()
             if partition.machine is not None:
                 await partition.machine.detach()
         if not self.partitions:
@@ -199,6 +211,8 @@ class Manager:
         for partition in partitions:
             with suppress(CgroupError):
                 partition.group = cgroups.Cgroup.adopt(self.run_id, f"p{partition.id}", journal=self.journal)
+            with suppress(CgroupError):  # an attack does not outlive who started it for long
+                cgroups.Cgroup.adopt(self.run_id, f"attack-p{partition.id}", journal=self.journal).remove()
             if not partition.complete:
                 await self._release(partition)
                 continue
@@ -360,6 +374,7 @@ class Manager:
             try:
                 self._save()
                 await self._isolate(partition, machine)
+                machine.greeted = self._greeted if args["stream"] else None
                 await machine.proceed()
             except BaseException:
                 await machine.kill()
@@ -600,7 +615,7 @@ class Manager:
         async with partition.lock:
             self._require(partition, "suspended", DEPLOYED)
             await _machine(partition).stop()
-            partition.state = SUSPENDED
+            partition.state, partition.stopped_ns = SUSPENDED, time.monotonic_ns()
             self._save()
         return {"id": partition.id}
 
@@ -608,8 +623,16 @@ class Manager:
         partition = self._partition(args)
         async with partition.lock:
             self._require(partition, "restored", SUSPENDED)
-            await _machine(partition).proceed()
-            partition.state = DEPLOYED
+            machine = _machine(partition)
+            if partition.clock is not None and partition.stopped_ns is not None:
+                # Waits in the machine until it runs: packets of the first moment have the right time too.
+                stood_ns = time.monotonic_ns() - partition.stopped_ns
+                self._later(machine.configure("clock", str(partition.clock.offset_ns + stood_ns)))
+                await asyncio.sleep(0)
+            await machine.proceed()
+            partition.state, partition.stopped_ns = DEPLOYED, None
+            if partition.clock is not None:
+                self._later(self._set_clock(partition, machine))
             self._save()
         return {"id": partition.id}
 
@@ -617,9 +640,18 @@ class Manager:
         """Called by a machine whose guest or QEMU ended by itself."""
         for partition in self.partitions.values():
             if partition.machine is machine:
-                task = asyncio.create_task(self._end(partition, machine, reason))
-                self._pending.add(task)
-                task.add_done_callback(self._pending.discard)
+                self._later(self._end(partition, machine, reason))
+
+    def _later(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Do this beside what is asked of us; a machine that ends meanwhile is told of elsewhere."""
+
+        async def body() -> None:
+            with suppress(RequestError):
+                await work
+
+        task = asyncio.create_task(body())
+        self._pending.add(task)
+        task.add_done_callback(self._pending.discard)
 
     async def _end(self, partition: Partition, machine: Machine, reason: str) -> str:
         """End this guest, if it still is the partition's; the end of its console."""
@@ -636,6 +668,8 @@ class Manager:
         """READY again, with its cores and memory."""
         partition.machine = partition.pid = partition.ticks = partition.deployment = partition.isolation = None
         partition.state = READY
+        partition.clock = partition.stopped_ns = None
+        self._end_flood(partition)
         if partition.pinned:
             partition.pinned = []
             self._repin()
@@ -754,6 +788,67 @@ class Manager:
             self._save()
         return {"id": partition.id}
 
+    # --- services and attacks -----------------------------------------------------------------------------
+
+    def _greeted(self, machine: Machine) -> None:
+        """The runtime of a partition that streams has started, perhaps anew."""
+
+        async def serve(partition: Partition) -> None:
+            await self._set_clock(partition, machine)
+            await machine.configure("stream", "go")
+
+        for partition in self.partitions.values():
+            if partition.machine is machine:
+                self._later(serve(partition))
+
+    async def _set_clock(self, partition: Partition, machine: Machine) -> None:
+        partition.clock = await streaming.set_clock(machine)
+
+    async def _stream(self, args: Mapping[str, Any]) -> dict[str, Any]:
+        partition = self._partition(args)
+        async with partition.lock:
+            self._require(partition, "asked to stream", DEPLOYED)
+            machine, action = _machine(partition), args["action"]
+            found: dict[str, Any] = {"id": partition.id}
+            if action == "adopt":
+                await streaming.adopt(machine, args["flows"])
+            elif action == "release":
+                found["flows"] = await streaming.release(machine, args["at_ns"], args["addresses"])
+            elif action == "flows":
+                found["flows"] = await streaming.flows(machine)
+            else:
+                if partition.clock is None and action != "off":
+                    await self._set_clock(partition, machine)
+                addresses = ",".join(args["addresses"] or ())
+                await machine.configure("stream", f"{action} {addresses}".strip())
+        return found
+
+    async def _attack(self, args: Mapping[str, Any]) -> dict[str, Any]:
+        partition = self._partition(args)
+        async with partition.lock:
+            self._require(partition, "attacked", DEPLOYED)
+            kind, seconds = args["kind"], args["seconds"]
+            self._end_flood(partition)
+            inner = f"{kind}:{math.ceil(seconds)}" if kind in ("cpu", "memory") else "none"
+            await _machine(partition).configure("attack", inner)
+            if kind == "network":
+                partition.flood = await asyncio.to_thread(
+                    Flood.start,
+                    f"p{partition.id}",
+                    partition.address,
+                    self._place(partition).netns,
+                    self.journal,
+                    rate_pps=args["rate_pps"],
+                    payload_bytes=args["payload_bytes"],
+                    seconds=seconds,
+                )
+        return {"id": partition.id}
+
+    def _end_flood(self, partition: Partition) -> None:
+        if partition.flood is not None:
+            partition.flood.stop()
+            partition.flood = None
+
     async def _configure(self, args: Mapping[str, Any]) -> dict[str, Any]:
         partition = self._partition(args)
         async with partition.lock:
@@ -812,6 +907,8 @@ class Manager:
             found["booted"] = machine.hello is not None
             found["guest_resets"] = machine.guest_resets
             found["metrics"] = machine.metrics
+            found["flood"] = partition.flood is not None and partition.flood.running
+            found["clock"] = None if partition.clock is None else asdict(partition.clock)
             found["vcpu_threads"] = []
             found["console"] = await machine.console_tail()
             with suppress(RequestError):  # it is ending at this moment

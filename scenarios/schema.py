@@ -290,6 +290,13 @@ class TopologyEntry(Strict):
     backhaul: Annotated[tuple[BackhaulEntry, ...], BeforeValidator(_read_list)] = Field(
         default=(), description="the flows of IAB nodes"
     )
+    edge_cpus: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="processors of the edge server against which the flow fidelity admits reservations of CPU time "
+        "(default 2); an emulation has those of its host",
+    )
 
 
 # --- slices -------------------------------------------------------------------------------------

@@ -516,7 +516,7 @@ class Network:
     # --- periodic tasks ----------------------------------------------------------------------------
 
     def start_tasks(self) -> None:
-        """Find the threads of the periodic tasks, for reservations and their periods; :meth:`set_epoch` starts them."""
+        """Find the threads of the periodic tasks, which :meth:`set_epoch` has started, and watch their wake-ups."""
         wanted = [spec for spec in specs.programs(self.plan, seed=self._seed, epoch_ns=0) if spec.module == "tasks"]
         if wanted:
             self.reservations = Reservations(self._journal)

@@ -32,6 +32,7 @@ from twin.types import Kpi
 
 # A period once found is looked at again after this many of it: a spectrum of 100 wake-ups takes 30 ms.
 _LOOK_AGAIN = 50
+_WHOLE = 0.005  # periods are found more exactly than that
 
 
 @dataclass
@@ -57,6 +58,7 @@ class Reservations:
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._holders: dict[str, _Holder] = {}
+        self._last_s = 0.0
         self.untraced = ""
         """Why wake-ups are not traced; empty when they are."""
         self._wizard: PeriodWizard | None = None
@@ -136,17 +138,23 @@ class Reservations:
             self._wizard.collect()
 
     def kpis(self, time_s: float) -> list[Kpi]:
-        """Reservations in force, CPU time used under them since the last call, periods found."""
-        self.collect()
+        """Reservations in force, CPU time used under them since the last call, periods found.
+
+        ``time_s`` is when this should be, which is a bit earlier. Jobs come in whole numbers: where the time between
+        two calls should be a multiple of the period found, the CPU time is divided by whole periods.
+        """
+        nominal_s, self._last_s = time_s - self._last_s, time_s
         rows: list[Kpi] = []
         for entity, holder in self._holders.items():
-            rows.extend(Kpi(time_s, entity, name, value) for name, value in self._values(holder))
+            rows.extend(Kpi(time_s, entity, name, value) for name, value in self._values(holder, nominal_s))
+        self.collect()
+        for entity, holder in self._holders.items():
+            period_s = self._wakeup_period_s(holder)
+            if period_s is not None:
+                rows.append(Kpi(time_s, entity, "wakeup_period_s", period_s))
         return rows
 
-    def _values(self, holder: _Holder) -> Iterator[tuple[str, float]]:
-        period_s = self._wakeup_period_s(holder)
-        if period_s is not None:
-            yield "wakeup_period_s", period_s
+    def _values(self, holder: _Holder, nominal_s: float) -> Iterator[tuple[str, float]]:
         shares: list[float] = []
         held: Attributes | None = None
         for thread in holder.threads:
@@ -159,7 +167,8 @@ class Reservations:
             if attributes.policy == SCHED_DEADLINE:
                 held = attributes
                 if then_s and now_s > then_s:
-                    shares.append((executed_s - before_s) / (now_s - then_s))
+                    elapsed_s = _whole(now_s - then_s, nominal_s, holder.wakeup_period_s)
+                    shares.append((executed_s - before_s) / elapsed_s)
         if held is None or not held.runtime_ns:
             return
         reservation = Reservation(held.runtime_ns / 1e9, held.period_ns / 1e9)
@@ -207,6 +216,16 @@ class Reservations:
             return  # stays in the journal: twin gc tries again
         self._journal.done(thread.entry)
         thread.before, thread.entry = None, 0
+
+
+def _whole(elapsed_s: float, nominal_s: float, period_s: float | None) -> float:
+    """The time between two readings, as a whole number of periods if it was meant to be one."""
+    if period_s is None or nominal_s <= 0:
+        return elapsed_s
+    meant = nominal_s / period_s
+    if round(meant) < 1 or abs(meant - round(meant)) > _WHOLE * meant:
+        return elapsed_s
+    return max(1, round(elapsed_s / period_s)) * nominal_s / round(meant)
 
 
 def _executed_s(thread: _Thread) -> float:

@@ -119,8 +119,8 @@ class EmulationSession:
             self._tasks = TaskMeter()
             self._gauges = Gauges(self._network)
             self._epoch_s = time.monotonic()
-            self._network.start_tasks()
             self._network.set_epoch(time.monotonic_ns())
+            self._network.start_tasks()
             always = [ue_id for group in topology.of_kind(Ue) if group.always_attached for ue_id in group.ue_ids]
             self._replay = Replay(
                 load, _UserPlane(self._network), always_attached=always, ues=plan.ues, clock=self.clock_s
@@ -172,6 +172,8 @@ class EmulationSession:
             raise BackendError(str(error)) from error
 
     def _observe(self, until_s: float) -> Observation:
+        # First, since it is about milliseconds.
+        reserved = self._network.reservations.kpis(until_s) if self._network.reservations else []
         self._network.check_alive()
         self._replay.check()
         span_s, read_s = self._span()
@@ -179,8 +181,7 @@ class EmulationSession:
         kpis = self._meter.kpis(until_s, span_s, readings, self._replay.active_ues())
         kpis += self._backhaul.kpis(until_s, self._backhaul_stats)
         kpis += self._tasks.kpis(until_s, span_s, self._task_stats)
-        if self._network.reservations:
-            kpis += self._network.reservations.kpis(until_s)
+        kpis += reserved
         kpis += self._gauges.kpis(until_s, span_s)
         kpis += self._host.kpis(until_s)
         kpis.append(Kpi(until_s, "run", "clock_lag_s", max(0.0, read_s - until_s)))

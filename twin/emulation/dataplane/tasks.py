@@ -24,7 +24,9 @@ from twin.emulation.dataplane.loop import ConfigError, Loop, burn, main, number,
 
 MAX_TASKS = 64
 RESPONSES = 8192  # kept until they are read; of more jobs the latest
-_WORK, _DONE, _BUSY, _TABLE = 0, 8, 16, 64  # offsets: work (ns), jobs that ended, CPU time (ns), responses (ns)
+START_TIMEOUT_S = 1.0
+# Offsets: work (ns), jobs that ended, CPU time (ns), whether it waits for its first release, responses (ns).
+_WORK, _DONE, _STARTED, _TABLE = 0, 8, 24, 64
 
 
 class Task:
@@ -54,6 +56,11 @@ class Task:
     def start(self, first_ns: int) -> None:
         """Release the first job at this monotonic time."""
         self._start.send(struct.pack("=q", first_ns))
+
+    @property
+    def started(self) -> bool:
+        """Whether it has taken in when to begin, and next wakes for its first job."""
+        return bool(struct.unpack_from("=q", self._memory, _STARTED)[0])
 
     def stats(self) -> Reply:
         """Counters, and the responses of the jobs that ended since the last call."""
@@ -87,6 +94,7 @@ def _run(memory: mmap.mmap, period_ns: int, start: socket.socket) -> None:
     if len(told) < 8:
         return
     (release_ns,) = struct.unpack("=q", told)
+    struct.pack_into("=q", memory, _STARTED, 1)
     job = 0
     while True:
         # Watching the socket instead of sleeping costs nothing, and tells when nobody is left to work for.
@@ -137,6 +145,12 @@ class Tasks:
             # Half a period after the epoch: what is read at round times then meets no job that runs.
             passed = max(0, time.monotonic_ns() + 1_000_000 - epoch_ns - task.period_ns // 2)
             task.start(epoch_ns + task.period_ns // 2 - (-passed // task.period_ns) * task.period_ns)
+        # Who traces wake-ups after this sees none that is no release.
+        limit_s = time.monotonic() + START_TIMEOUT_S
+        while not all(task.started for task in self._tasks):
+            if time.monotonic() > limit_s:
+                raise Refused(f"epoch: a task did not start within {START_TIMEOUT_S:g} s")
+            time.sleep(0.001)
         return {}
 
     def _set_work(self, request: dict[str, Any]) -> Reply:

@@ -145,6 +145,7 @@ class NetworkReader:
                 slicing=self.document.slicing,
                 backhaul=tuple(flow for flow, _ in self._backhaul),
                 edge=self._edge_server(),
+                **({} if self.document.topology.edge_cpus is None else {"edge_cpus": self.document.topology.edge_cpus}),
             )
         except TopologyError as error:
             self.problems.append(self.source.problem(self._place_of(str(error)), str(error)))

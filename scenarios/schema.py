@@ -343,6 +343,13 @@ class TopologyEntry(Strict):
         default=(), description="the flows of IAB nodes"
     )
     edge: EdgeEntry = Field(default=EdgeEntry(), description="the edge server of the partitions")
+    edge_cpus: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="processors of the edge server against which the flow fidelity admits reservations of CPU time "
+        "(default 2); an emulation has those of its host",
+    )
 
 
 # --- slices -------------------------------------------------------------------------------------

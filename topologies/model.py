@@ -444,7 +444,8 @@ class Topology:
 
     ``slicing`` False means that the slices are only labels: one PRB pool, one gNB CPU budget and one
     transport queue for all of them (what a network without a slicer does). ``backhaul``: the flows of the
-    IAB nodes; links with a band of one band never form a cycle.
+    IAB nodes; links with a band of one band never form a cycle. ``edge_cpus``: processors of the edge server that
+    reservations of CPU time are admitted against where nothing runs; an emulation has those of its host.
     """
 
     name: str
@@ -454,9 +455,11 @@ class Topology:
     slicing: bool = True
     backhaul: tuple[BackhaulFlow, ...] = ()
     edge: EdgeServer = EdgeServer()
+    edge_cpus: int = 2
 
     def __post_init__(self) -> None:
         _check_name("topology", self.name)
+        _check_range("topology", "edge_cpus", self.edge_cpus, 1, 1024)
         self._check_unique("node", [node.name for node in self.nodes])
         self._check_unique("slice", [slice_.name for slice_ in self.slices])
         self._check_unique("link", [link.name for link in self.links])

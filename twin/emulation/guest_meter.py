@@ -1,10 +1,12 @@
-"""KPIs of partitions: of their control groups, reservations and states, and what their guests report."""
+"""KPIs of partitions: of their control groups and states, and what their guests report.
+
+Reservations and wake-ups of vCPUs are those of host threads: :mod:`twin.emulation.reservations`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from twin.emulation.computing import Computing
@@ -38,12 +40,10 @@ class GuestMeter:
         state = guests.managed(name).state.lower()
         rows = [Kpi(time_s, entity, "partition_state", float(PARTITION_STATES.index(state)))]
         computing = Computing.read(guests.group(name), name, self._deltas, span_s)
-        used_s = self._vcpu_s(name)
         reports = guests.reports(name)
         if state == "ready":
             return rows
         rows += self._computing(time_s, entity, name, computing)
-        rows += self._reservation(time_s, span_s, entity, name, used_s)
         rows += self._tasks(time_s, span_s, name, reports)
         if guests.partitions[name].vnf == "request":
             rows += self._requests(time_s, span_s, entity, reports)
@@ -61,26 +61,6 @@ class GuestMeter:
         yield Kpi(time_s, entity, "memory_used_bytes", float(computing.memory_bytes))
         if computing.memory_limit_bytes is not None:
             yield Kpi(time_s, entity, "memory_limit_bytes", float(computing.memory_limit_bytes))
-
-    def _vcpu_s(self, name: str) -> list[float]:
-        """CPU seconds that each vCPU ran since the last reading."""
-        return [
-            self._deltas(("vcpu", str(thread)), running_s)
-            for thread in self._guests.vcpus(name)
-            if (running_s := _run_s(thread)) is not None
-        ]
-
-    def _reservation(self, time_s: float, span_s: float, entity: str, name: str, used_s: list[float]) -> Iterable[Kpi]:
-        reserved = self._guests.reservation(name)
-        if reserved is None:
-            return
-        budget_s, period_s = reserved.runtime_us / 1e6, reserved.period_us / 1e6
-        yield Kpi(time_s, entity, "dl_budget_s", budget_s)
-        yield Kpi(time_s, entity, "dl_period_s", period_s)
-        yield Kpi(time_s, entity, "dl_alpha_ratio", budget_s / period_s)
-        yield Kpi(time_s, entity, "dl_delta_s", 2 * (period_s - budget_s))
-        if used_s:
-            yield Kpi(time_s, entity, "dl_used_s", sum(used_s) / len(used_s) * period_s / span_s)
 
     def _tasks(self, time_s: float, span_s: float, name: str, reports: list[Mapping[str, Any]]) -> Iterable[Kpi]:
         tasks = [_Task() for _ in self._guests.partitions[name].tasks]
@@ -118,11 +98,3 @@ def _percentiles(
         value_us = histogram.percentile(merged, rank)
         if value_us is not None:
             yield Kpi(time_s, entity, f"{name}_p{rank}_s", value_us / 1e6)
-
-
-def _run_s(thread: int) -> float | None:
-    """CPU seconds of a thread since it began; None when it has ended."""
-    try:
-        return int(Path(f"/proc/{thread}/schedstat").read_text(encoding="ascii").split()[0]) / 1e9
-    except (OSError, IndexError):
-        return None

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from topologies.model import Partition
+from twin.deadline.reservation import asked_for
 from twin.emulation import programs as specs
 from twin.emulation.cgroups import Cgroup
 from twin.emulation.errors import EmulationError
@@ -173,10 +174,18 @@ class Guests:
             self.limit(name, dl_runtime_us=0)
             return
         self._check_limited(name)
-        period_us = self._dl_period_us.get(name) or self.managed(name).dl_period_us
-        if period_us is None:
-            raise EmulationError("set dl_period_us first: a budget is for a period")
-        self.limit(name, dl_runtime_us=runtime_us, dl_period_us=period_us)
+        period_us = self._dl_period_us.get(name)
+        try:
+            asked_for(runtime_us, period_us)
+        except ValueError as error:
+            raise EmulationError(str(error)) from None
+        self.limit(name, dl_runtime_us=runtime_us, dl_period_us=period_us or 0)
+
+    def restart_tasks(self) -> None:
+        """Let the tasks of all guests begin anew, without what is late from before."""
+        for name, node in self.partitions.items():
+            if node.tasks and self.managed(name).state == DEPLOYED:
+                self._call(name, "configure", load=self._load(name))
 
     def set_work(self, task: str, work_us: float) -> None:
         """Work of a job of one task; all tasks of the guest begin anew."""

@@ -21,6 +21,7 @@ from twin.emulation.backhaul import SOURCE_MTU
 from twin.emulation.cgroups import Cgroup, CgroupError, quota_and_period
 from twin.emulation.client import ProgramClient, ProgramDownError, ProgramError
 from twin.emulation.containernet import Containernet
+from twin.emulation.deadline.sched import ThreadEndedError
 from twin.emulation.errors import EmulationError
 from twin.emulation.fleet import GUEST_ROOT, NO_PYTHON, Fleet
 from twin.emulation.forwarding import Forwarding
@@ -30,6 +31,7 @@ from twin.emulation.nodes import ContainerError, SwitchError
 from twin.emulation.plan import Interface, Plan
 from twin.emulation.process import LaunchError
 from twin.emulation.programs import ProgramSpec
+from twin.emulation.reservations import Reservations, threads_of
 from twin.emulation.shaping import Shaper, ShapingError
 from twin.emulation.source_routing import SourceRouting
 from twin.journal import Journal
@@ -81,9 +83,12 @@ class Network:
         self._replicas = {app.name: app.replicas for app in plan.topology.of_kind(App) if app.service == "request"}
         self._prb_share = {slice_.name: slice_.prb_share for slice_ in plan.topology.slices}
         self.bandwidth_bps = {slice_.name: slice_.bandwidth_bps for slice_ in plan.topology.slices}
+        self._task_work_ns: dict[str, int] = {}
+        self.reservations: Reservations | None = None
         self._later = ThreadPoolExecutor(max_workers=1, thread_name_prefix="later")
         self._fleet = Fleet(node=self.container, groups=self._groups, runtime=self._runtime, logs=logs)
         self.guests: Guests | None = None
+        self._vcpus: dict[str, tuple[int, ...]] = {}
 
     # --- bring-up and teardown ---------------------------------------------------------------------
 
@@ -149,6 +154,8 @@ class Network:
     def down(self) -> None:
         """Remove everything; may be called twice and after a failed :meth:`up`."""
         self._later.shutdown(wait=True)
+        if self.reservations is not None:
+            self.reservations.close()
         self._fleet.close()
         for group in self._groups.values():
             group.remove()
@@ -461,6 +468,7 @@ class Network:
             return
         self._down.add(name)
         for member in self.members(name):
+            self._let_go(member)
             self._fleet.stop_on(member)
             self._containers[member].kill()
 
@@ -490,6 +498,9 @@ class Network:
         for spec in specs.programs(self.plan, seed=self._seed, epoch_ns=self._epoch_ns):
             if spec.node in self.members(name) and spec.name not in self._fleet:
                 self._fleet.start([self._current(spec)])
+                if spec.module == "tasks":
+                    self.client(spec.name).call("epoch", time_ns=self._epoch_ns)
+                    self._hold(spec)
 
     def _plug_again(self, links: Sequence[Link]) -> None:
         """Make the switches take ports whose interfaces are new ones of the same name.
@@ -512,6 +523,11 @@ class Network:
             count = self._replicas[spec.node]
             config["replicas"] = [
                 specs.replica_endpoint(self.plan.topology, spec.node, index) for index in range(1, count + 1)
+            ]
+        if spec.module == "tasks":
+            config["tasks"] = [
+                row | {"work_ns": self._task_work_ns.get(f"{spec.node}.{number}", row["work_ns"])}
+                for number, row in enumerate(config["tasks"], start=1)
             ]
         return ProgramSpec(spec.name, spec.node, spec.module, config, spec.cgroup)
 
@@ -549,6 +565,64 @@ class Network:
         self._links.pop(f"{app}-{replica}").close()
         self._net.removeDocker(replica)
         del self._containers[replica]
+
+    # --- periodic tasks ----------------------------------------------------------------------------
+
+    def start_tasks(self) -> None:
+        """Find the threads of the periodic tasks, which :meth:`set_epoch` has started, and watch their wake-ups."""
+        wanted = [spec for spec in specs.programs(self.plan, seed=self._seed, epoch_ns=0) if spec.module == "tasks"]
+        if wanted or self.guests is not None:
+            self.reservations = Reservations(self._journal)
+        for spec in wanted:
+            self._hold(spec)
+        if self.guests is not None:
+            self.guests.restart_tasks()
+            self.watch_guests()
+
+    def watch_guests(self) -> None:
+        """Follow the vCPUs of the partitions: a deployed guest has others than the one before."""
+        if self.guests is None or self.reservations is None:
+            return
+        for name in self.guests.partitions:
+            vcpus = self.guests.vcpus(name)
+            if vcpus == self._vcpus.get(name, ()):
+                continue
+            self._vcpus[name] = ()
+            self.reservations.let_go(f"node:{name}")
+            with contextlib.suppress(ThreadEndedError):
+                if vcpus:
+                    self.reservations.hold(f"node:{name}", vcpus, virtual_cpus=True)
+                self._vcpus[name] = vcpus
+
+    def _hold(self, spec: ProgramSpec) -> None:
+        assert self.reservations is not None
+        inner = [row["pid"] for row in self.client(spec.name).call("stats")["tasks"]]
+        for number, tid in enumerate(threads_of(self._fleet.pid(spec.name), inner), start=1):
+            self.reservations.hold(f"task:{spec.node}.{number}", [tid])
+
+    def _let_go(self, node: str) -> None:
+        if self.reservations is not None:
+            for name in self.plan.topology.tasks:
+                if name.rpartition(".")[0] == node:
+                    self.reservations.let_go(f"task:{name}")
+
+    def reserved(self, entity: str) -> Reservations:
+        """Where the reservation of a task is kept; EmulationError when it does not run."""
+        self._need_up(entity.partition(":")[2].rpartition(".")[0])
+        if self.reservations is None:
+            raise EmulationError("does not run")
+        return self.reservations
+
+    def set_task_work(self, name: str, work_us: float) -> None:
+        """CPU time of the jobs of a task that are released from now on; the tasks of a guest all begin anew."""
+        node, _, number = name.rpartition(".")
+        if self.guests is not None and node in self.guests.partitions:
+            self.guests.set_work(name, work_us)
+            return
+        self._need_up(node)
+        work_ns = round(work_us * 1e3)
+        self.client(f"{node}.tasks").call("set_work", task=int(number), work_ns=work_ns)
+        self._task_work_ns[name] = work_ns
 
     # --- links -------------------------------------------------------------------------------------
 

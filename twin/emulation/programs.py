@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from topologies.model import App, Gnb, Topology, TopologyError, Ue, Upf
+from topologies.model import App, Container, Gnb, Topology, TopologyError, Ue, Upf
 from twin.emulation.backhaul import SINK_PORT, SOURCE_MTU, BackhaulPlan
 from twin.emulation.plan import RADIO_PORT, Plan
 
@@ -93,7 +93,16 @@ def programs(plan: Plan, *, seed: int, epoch_ns: int) -> Iterator[ProgramSpec]:
         yield from gnb_programs(plan, gnb, seed=seed, epoch_ns=epoch_ns)
     for group in topology.of_kind(Ue):
         yield from ue_programs(plan, group)
+    for container in topology.of_kind(Container):
+        if container.tasks:
+            yield tasks_program(container)
     yield from backhaul_programs(plan.backhaul)
+
+
+def tasks_program(container: Container) -> ProgramSpec:
+    """The periodic tasks of a container."""
+    rows = [{"period_ns": round(one.period_s * 1e9), "work_ns": round(one.work_s * 1e9)} for one in container.tasks]
+    return ProgramSpec(f"{container.name}.tasks", container.name, "tasks", {"node": container.name, "tasks": rows})
 
 
 def backhaul_programs(plan: BackhaulPlan) -> Iterator[ProgramSpec]:

@@ -157,7 +157,7 @@ def run(
         "settings": dict(_setting(text) for text in settings or ()),
     }
     loaded = _load(scenario, **overrides)
-    if fallback is not None and loaded.fidelity == "emulation" and (missing := emulation_missing()):
+    if fallback is not None and loaded.fidelity == "emulation" and (missing := emulation_missing(loaded.topology)):
         _say("emulation is not possible here, running in flow instead:")
         for item in missing:
             _say(f"  {item}")

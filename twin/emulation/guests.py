@@ -165,7 +165,6 @@ class Guests:
 
     def set_dl_period(self, name: str, period_us: int) -> None:
         """Period of the next reservation."""
-        self._check_limited(name)
         self._dl_period_us[name] = period_us
 
     def set_dl_runtime(self, name: str, runtime_us: int) -> None:
@@ -173,7 +172,6 @@ class Guests:
         if not runtime_us:
             self.limit(name, dl_runtime_us=0)
             return
-        self._check_limited(name)
         period_us = self._dl_period_us.get(name)
         try:
             asked_for(runtime_us, period_us)
@@ -199,11 +197,6 @@ class Guests:
         except EmulationError:
             works[int(number) - 1] = before
             raise
-
-    def _check_limited(self, name: str) -> None:
-        partition = self.managed(name)
-        if partition.critical:
-            raise EmulationError(f"partition {partition.id} is critical: its CPU time is never limited")
 
     def _call(self, name: str, command: str, **args: Any) -> None:
         number = self.managed(name).id

@@ -10,6 +10,7 @@ from twin.emulation.errors import EmulationError
 from twin.emulation.network import HOST_ERRORS, Network
 from twin.emulation.replay import Replay
 from twin.knobs import SLA_KNOBS, refusal
+from twin.partitions import unfit
 from twin.types import Action
 
 
@@ -82,6 +83,8 @@ class Actuators:
 
     def _unfit(self, action: Action, name: str) -> str | None:
         node = self._network.plan.topology.node(name)
+        if (reason := unfit(node, action)) is not None:
+            return reason
         if isinstance(node, Switch | Host):
             return f"{action.entity} {action.knob}: a {node.kind} has no container"
         if action.knob == "replicas" and not (isinstance(node, App) and node.service == "request"):

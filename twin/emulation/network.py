@@ -36,6 +36,7 @@ from twin.emulation.shaping import Shaper, ShapingError
 from twin.emulation.source_routing import SourceRouting
 from twin.journal import Journal
 from twin.load import BackhaulDemand, Flow
+from twin.partitions import MEMORY_STAYS
 
 if TYPE_CHECKING:
     from twin.emulation.guests import Guests
@@ -425,7 +426,7 @@ class Network:
 
     def _limit(self, name: str, change: Callable[[Cgroup], None]) -> None:
         if self.guests is not None and name in self.guests.partitions:
-            raise EmulationError("the memory of a partition is assigned when it is created, and stays as it is")
+            raise EmulationError(MEMORY_STAYS)
         self._need_up(name)
         for container in self.limited(name):
             change(Cgroup.of_container(self._containers[container]))

@@ -33,7 +33,6 @@ def _row(view: RunView, entity: str, task: dict[str, Any] | None) -> dict[str, A
         "name": entity.partition(":")[2],
         "period_ms": task["period_s"] * 1e3 if task else math.nan,
         "work_ms": task["work_s"] * 1e3 if task else math.nan,
-        "jobs_per_s": view.mean(entity, "jobs_per_s"),
         "response_ms": view.last(entity, "task_response_p50_s") * 1e3,
         "longest_ms": longest * 1e3,
         "missed_percent": view.mean(entity, "deadline_miss_ratio") * 100,

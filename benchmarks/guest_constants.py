@@ -84,7 +84,8 @@ def main() -> None:
                 took_s = mean(f"node:{name}", "response_p50_s")
                 print(
                     f"request of {1000 * work_s:g} ms: {1000 * cpu_s:.2f} ms of CPU time, "
-                    f"{1000 * (cpu_s - work_s):.2f} beside the work; answered in {1000 * took_s:.2f} ms (median, {rate:.1f}/s)"
+                    f"{1000 * (cpu_s - work_s):.2f} beside the work; "
+                    f"answered in {1000 * took_s:.2f} ms (median, {rate:.1f}/s)"
                 )
             for rate_mbps in STREAM_MBPS:
                 packets = rate_mbps * 1e6 / 8 / PACKET_BYTES

@@ -31,7 +31,8 @@ group = typer.Typer(
 )
 app.add_typer(group, name="deadline")
 
-_TARGETS = "PID (all its threads), tid:TID, container:NAME, vcpus:PID or qmp:SOCKET (virtual CPUs of QEMU)"
+_GUESTS = "the virtual CPUs of partition:[DAEMON/]ID (of a vmand), vcpus:PID or qmp:SOCKET (of any QEMU)"
+_TARGETS = f"PID (all its threads), tid:TID, container:NAME, or {_GUESTS}"
 _SIGNALS = {signal.SIGTERM: ExitCode.SIGTERM, signal.SIGHUP: ExitCode.SIGHUP}
 
 PeriodOption = Annotated[
@@ -155,9 +156,9 @@ def serve(
 
 @app.command("period")
 def period_command(
-    target: Annotated[str, typer.Argument(metavar="PID|TID", help="the thread; also vcpus:PID, qmp:SOCKET")],
+    target: Annotated[str, typer.Argument(metavar="PID|TID", help=f"a thread, or {_GUESTS}")],
     timeout: Annotated[str, typer.Option(metavar="TIME", help="give up waiting for wake-ups")] = "30s",
-    bursts: Annotated[bool, typer.Option("--bursts", help="wake-ups come in bursts, as those of a guest do")] = False,
+    bursts: Annotated[bool, typer.Option("--bursts", help="PID|TID is a virtual CPU: tell its guest's jobs from its other wake-ups")] = False,
     min_period: Annotated[str, typer.Option(metavar="TIME", help="shortest period looked for")] = "5ms",
     max_period: Annotated[str, typer.Option(metavar="TIME", help="longest")] = "2s",
     plot: Annotated[bool, typer.Option("--plot", help="draw the spectrum S(f), live on a terminal")] = False,

@@ -209,6 +209,7 @@ def scenario_page() -> str:
         "### kind: switch, kind: host\n\nAn OpenFlow switch, and a bare network namespace: no further keys.",
         "### kind: iab-node, kind: iab-donor\n\nNodes of an integrated access and backhaul network ([IAB](../iab.md)), "
         "joined by links with a band: no further keys.",
+        section(schema.TaskEntry, 3),
         section(schema.LinkEntry),
         section(schema.BackhaulEntry),
         section(schema.BackhaulPathEntry, 3),

@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 
 from scenarios.errors import ScenarioFileError
-from scenarios.loader import load_scenario
+from scenarios.loader import dump_scenario, load_scenario
 from scenarios.registry import LIBRARY, controller_names, library_names
 from tests.scenarios.scenario_text import SMALL, line_of, load_text, problems_of
-from topologies.model import App, Link, Ue, Upf
+from topologies.model import App, Link, PeriodicTask, Ue, Upf
 from twin.types import Action
 
 # (old text, new text, fragment that marks the line, message)
@@ -268,7 +268,8 @@ MISTAKES = {
         "prb_shar,",
         "events[0].knob: no knob named prb_shar (did you mean prb_share?); known: cpu_millicores, memory_mib, "
         "bandwidth_mbps, prb_share, path, path_index, replicas, link_state, delay_s, jitter_s, "
-        "loss_ratio, node_state, ue_state, cqi, demand_factor, q_thresh_mbps, beta_thresh, latency_bound_s",
+        "loss_ratio, node_state, ue_state, cqi, demand_factor, partition_state, dl_runtime_us, dl_period_us, "
+        "task_work_us, placement, attack, q_thresh_mbps, beta_thresh, latency_bound_s",
     ),
     "time of an event": (
         "{at: 5s, slice: embb, demand_factor: 2, for: 5s}",
@@ -625,3 +626,90 @@ def test_every_library_scenario_loads(name: str) -> None:
     scenario = load_scenario(LIBRARY / f"{name}.twin.yml")
     assert scenario.name == name.replace("_", "-")
     assert scenario.load.flows or scenario.load.backhaul
+
+
+TASKS = """\
+name: tasks
+duration: 5s
+topology:
+  nodes:
+    edge:
+      kind: container
+      tasks: [{period: 100ms, work: 10ms}, {period: 50ms, work: 2ms}]
+controllers: []
+events:
+  - {at: 1s, entity: "task:edge.1", knob: dl_runtime_us, value: 11000}
+  - {at: 2s, entity: "task:edge.2", knob: task_work_us, value: 3000}
+assert:
+  - max task:edge.1 task_response_max_s <= 20ms
+"""
+
+
+def test_tasks_of_a_container_are_entities(tmp_path: Path) -> None:
+    scenario = load_text(tmp_path, TASKS)
+    assert scenario.topology.tasks == {
+        "edge.1": PeriodicTask(period_s=0.1, work_s=0.01),
+        "edge.2": PeriodicTask(period_s=0.05, work_s=0.002),
+    }
+    assert [timed.action for timed in scenario.events] == [
+        Action("task:edge.1", "dl_runtime_us", 11000),
+        Action("task:edge.2", "task_work_us", 3000),
+    ]
+    assert scenario.assertions[0].entity == "task:edge.1"
+    again = load_text(tmp_path, dump_scenario(scenario))
+    assert again.topology == scenario.topology
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "message"),
+    [
+        (
+            "task:edge.2",
+            "task:edge.9",
+            11,
+            "events[1].entity: no task named edge.9 (did you mean edge.2?); known: edge.1, edge.2",
+        ),
+        (
+            "task:edge.1 task_",
+            "task:egde.1 task_",
+            13,
+            "assert[0]: no entity named task:egde.1 (did you mean task:edge.1?); known: task:edge.1, task:edge.2",
+        ),
+        (
+            "controllers: []",
+            'controllers: [{use: static, scope: ["task:edge"]}]',
+            8,
+            "controllers[0].scope[0]: no entity named task:edge (did you mean task:edge.2?); "
+            "known: task:edge.1, task:edge.2",
+        ),
+        (
+            "{period: 50ms, work: 2ms}",
+            "{period: 50us, work: 2ms}",
+            7,
+            "topology.nodes.edge.tasks[1].period: task: period_s must be in [0.001, 10], got 5e-05",
+        ),
+        (
+            "{period: 50ms, work: 2ms}",
+            "{period: 50ms, work: 11s}",
+            7,
+            "topology.nodes.edge.tasks[1].work: task: work_s must be in [0, 10], got 11",
+        ),
+        (
+            "{period: 50ms, work: 2ms}",
+            "{period: 50, work: 2ms}",
+            7,
+            "topology.nodes.edge.tasks[1].period: got 50, allowed a number with a unit: ns, us, ms, s, min, h",
+        ),
+        (
+            'entity: "task:edge.1", knob: dl_runtime_us',
+            'entity: "node:edge", knob: dl_runtime_us',
+            10,
+            "events[0].value: dl_runtime_us acts on tasks of containers and on partitions as a whole, "
+            "got node:edge of a container",
+        ),
+    ],
+)
+def test_a_mistake_in_tasks_is_one_line(tmp_path: Path, old: str, new: str, line: int, message: str) -> None:
+    assert TASKS.count(old) == 1
+    found = problems_of(tmp_path, TASKS.replace(old, new))
+    assert found == [f"x.twin.yml:{line}: {message}"]

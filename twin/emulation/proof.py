@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 
-from topologies.model import Gnb, Host, Switch
+from topologies.model import Gnb, Host, Partition, Switch
 from twin.emulation.cgroups import Cgroup
 from twin.emulation.client import ProgramError
 from twin.emulation.dataplane import histogram
@@ -51,6 +51,10 @@ def _cpu_declarations(network: Network) -> Iterator[CpuDeclaration]:
             yield CpuDeclaration(name=f"gnb {program}", group=group, cpu_millicores=limit)
     for node in topology.nodes:
         if node.cpu_millicores is not None and not isinstance(node, Switch | Host | Gnb):
+            if isinstance(node, Partition):
+                group = network.partition(node.name).group(node.name)
+                yield CpuDeclaration(name=f"node {node.name}", group=group, cpu_millicores=node.cpu_millicores)
+                continue
             for member in network.limited(node.name):
                 group = Cgroup.of_container(network.container(member))
                 yield CpuDeclaration(name=f"node {member}", group=group, cpu_millicores=node.cpu_millicores)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from topologies.model import App, Host, Switch, TopologyError
+from topologies.model import App, Container, Host, Switch, TopologyError
 from twin.flow.network import Network
 from twin.knobs import SLA_KNOBS, refusal
 from twin.types import Action
@@ -24,6 +24,7 @@ def apply(network: Network, action: Action) -> str | None:
         "link": list(network.links),
         "ue": list(network.ues),
         "flow": [flow.name for flow in network.topology.backhaul],
+        "task": list(network.topology.tasks),
     }
     known = tables[scope]
     if name not in known:
@@ -37,6 +38,8 @@ def apply(network: Network, action: Action) -> str | None:
         return _link(network, name, action)
     if scope == "flow":
         return _flow(network, name, action)
+    if scope == "task":
+        return _task(network, name, action)
     return _ue(network, name, action)
 
 
@@ -82,6 +85,7 @@ def _node(network: Network, name: str, action: Action) -> str | None:
             state.memory_mib = float(action.value)
         case "node_state":
             state.up = action.value == "up"
+            network.tasks.restart(name)
         case "replicas":
             if not isinstance(node, App) or node.service != "request":
                 return f"{action.entity} replicas needs an application of service request, got {_what(node)}"
@@ -122,6 +126,23 @@ def _flow(network: Network, name: str, action: Action) -> str | None:
     if index >= paths:
         return f"{action.entity} path_index: must be a whole number in [0, {paths - 1}], got {index}"
     network.path_index[name] = index
+    return None
+
+
+def _task(network: Network, name: str, action: Action) -> str | None:
+    node = network.topology.node(name.rpartition(".")[0])
+    if not isinstance(node, Container):
+        return f"{action.entity} {action.knob}: a thread in {_what(node)} is not this server's to reserve for"
+    if not network.node_up(node.name):
+        return f"{action.entity} {action.knob}: node {node.name} is down"
+    match action.knob:
+        case "task_work_us":
+            network.tasks.set_work(name, float(action.value))
+        case "dl_period_us":
+            network.tasks.set_period(name, float(action.value))
+        case "dl_runtime_us":
+            reason = network.tasks.set_budget(name, float(action.value))
+            return None if reason is None else f"{action.entity} dl_runtime_us: {reason}"
     return None
 
 

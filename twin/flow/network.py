@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from topologies.model import App, Gnb, Slice, Topology, TopologyError, Ue
 from topologies.paths import Route, default_path, parse_path, path_links, serving_gnb, slice_upf
 from twin.backend import BackendError
+from twin.deadline.admission import Admission
 from twin.flow import constants as c
+from twin.flow.tasks import Tasks
 from twin.load import Direction, Flow, Load
 from twin.ran.channel import Channel, carrier_bandwidth_hz, scripted_cqi
 
@@ -165,6 +167,7 @@ class Network:
             link.name: LinkState(link.name, link.bandwidth_bps, link.delay_s, link.jitter_s, link.loss_ratio)
             for link in topology.links
         }
+        self.tasks = Tasks(topology, Admission(topology.edge_cpus))
         self.path_index = {flow.name: flow.path_index for flow in topology.backhaul}
         self.ues: dict[str, UeState] = {}
         for group in self.groups.values():

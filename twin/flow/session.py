@@ -98,8 +98,16 @@ class FlowSession:
         for edges in self._segments(until_s):
             self._segment(interval, edges)
         carried = self._backhaul.carried(self._now_s, until_s, self._network.path_index, self._network.links)
+        nodes = self._network.nodes
+        task_kpis, task_cpu_s = self._network.tasks.advance(
+            until_s,
+            until_s - self._now_s,
+            {name: self._network.node_up(name) for name in nodes},
+            {name: state.cpu_millicores for name, state in nodes.items()},
+        )
         self._now_s = until_s
-        kpis = self._tally.kpis(until_s, interval, self._fluid, self._delay_rng, carried.link_bps)
+        kpis = self._tally.kpis(until_s, interval, self._fluid, self._delay_rng, carried.link_bps, task_cpu_s)
+        kpis += task_kpis
         for name, offered, delivered in zip(
             self._backhaul.names, carried.offered_bps.tolist(), carried.throughput_bps.tolist(), strict=True
         ):

@@ -85,9 +85,10 @@ class Tally:
         fluid: Fluid,
         rng: np.random.Generator,
         backhaul_bps: Mapping[str, float],
+        task_cpu_s: Mapping[str, float],
     ) -> list[Kpi]:
         """All KPIs of the interval that ends at ``time_s``. ``rng`` draws the delays of packets; ``backhaul_bps``: what
-        links carry of backhaul flows."""
+        links carry of backhaul flows; ``task_cpu_s``: CPU time that the periodic tasks of a node used."""
         net = self._network
         if self._version != net.version:
             self._version = net.version
@@ -96,6 +97,7 @@ class Tally:
         self._now = _Totals(interval)
         delays = draw_delays(net, interval.steps, np.array(interval.working), interval.draws, rng)
         self._samples = Samples(net, interval, delays)
+        self._task_cpu_s = task_cpu_s
         rows = self._all(interval, fluid, backhaul_bps)
         return [Kpi(time_s, entity, name, float(value)) for entity, name, value in rows]
 
@@ -213,6 +215,7 @@ class Tally:
             cpus = sum(served.app_cpu_s.get(name, 0.0) for served in interval.served) / now.span_s
         else:
             cpus = 0.0 if row is None else program_cpus[row]
+            cpus += self._task_cpu_s.get(name, 0.0) / now.span_s
         yield entity, "cpu_used_millicores", 1000 * cpus
         if state.cpu_millicores is not None:
             yield entity, "cpu_limit_millicores", state.cpu_millicores * state.replicas

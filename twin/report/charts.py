@@ -18,12 +18,12 @@ _PANEL_PX, _GAP_PX, _TOP_PX, _BOTTOM_PX = 150, 56, 34, 44
 _ROW_PX = 15
 # Nothing at all stands out; otherwise the darker the more.
 _HEAT = [[0, "#c81e1e"], [0.004, "#c81e1e"], [0.004, "#e8eef4"], [1, "#0b5f8a"]]
-_STYLES = {"dl": "solid", "ul": "dot", "limit": "dash"}
+_STYLES = {"dl": "solid", "ul": "dot", "limit": "dash", "steps": "solid"}
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One KPI in a panel: ``style`` dl, ul (dotted) or limit (dashed steps)."""
+    """One KPI in a panel: ``style`` dl, ul (dotted), limit (dashed steps) or steps (solid ones)."""
 
     kpi: str
     style: str = "dl"
@@ -102,6 +102,24 @@ PANELS = (
         ("flow",),
         part_of="offered_bps",
     ),
+    Panel("Response of the jobs, longest", "ms", 1e3, (Curve("task_response_max_s"),), ("task",), spread=True),
+    Panel("Deadlines missed", "%", 100, (Curve("deadline_miss_ratio"),), ("task",)),
+    Panel(
+        "Reservations: budget Q, and CPU time used per period",
+        "ms",
+        1e3,
+        (Curve("dl_used_s", "ul", "used"), Curve("dl_budget_s", "steps", "budget")),
+        ("task", "node"),
+    ),
+    Panel("Reserved CPU bandwidth, Q / P", "", 1, (Curve("dl_alpha_ratio", "steps"),), ("task", "node")),
+    Panel(
+        "Worst-case service delay of the reservations, 2 (P - Q)",
+        "ms",
+        1e3,
+        (Curve("dl_delta_s", "steps"),),
+        ("task", "node"),
+    ),
+    Panel("Period of the wake-ups", "ms", 1e3, (Curve("wakeup_period_s", "steps"),), ("task", "node")),
     Panel(
         "Host load",
         "%",
@@ -223,8 +241,8 @@ def _curves(run: RunView, panel: Panel, suffix: str, colours: dict[str, str]) ->
         xs, ys = _with_gaps(times, values * panel.factor)
         name = entity.partition(":")[2]
         colour = _colour(entity, curve, colours, others)
-        line = {"color": colour, "width": 1.4 if curve.style != "dl" else 2, "dash": _STYLES[curve.style]}
-        if curve.style == "limit":
+        line = {"color": colour, "width": 2 if curve.style in ("dl", "steps") else 1.4, "dash": _STYLES[curve.style]}
+        if curve.style in ("limit", "steps"):
             line["shape"] = "hv"
         label = " ".join(filter(None, (name, curve.word)))
         digits = ".3f" if not panel.unit else ".2f"

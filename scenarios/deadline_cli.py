@@ -76,9 +76,12 @@ def run_command(
     prints then goes to standard error.
     """
     settings = _settings(period, first_period, budget, cycle, ovh, samples, max_share, response)
+    from twin.emulation.deadline.sched import check_permission
     from twin.emulation.deadline.session import watch
     from twin.emulation.deadline.targets import family
 
+    with _reported():
+        check_permission()  # before the program is started
     try:
         with _ending():
             child = subprocess.Popen(command, stdout=sys.stderr if output is Format.JSON else None)
@@ -330,8 +333,13 @@ def _printer(output: Format) -> Callable[[Sequence[Sample]], None]:
     if output is Format.JSON:
         encode = json.JSONEncoder().encode
         return lambda samples: print("\n".join(encode(one.to_json()) for one in samples), flush=True)
-    print(f"{'time_s':>8} {'tid':>8} {'budget':>9} {'period':>9} {'used':>9} {'alpha':>6} {'delta':>9} {'response':>9}")
-    return lambda samples: print("\n".join(map(_row, samples)), flush=True)
+    head = [f"{'time_s':>8} {'tid':>8} {'budget':>9} {'period':>9} {'used':>9} {'alpha':>6} {'delta':>9} {'response':>9}"]
+
+    def emit(samples: Sequence[Sample]) -> None:
+        print("\n".join([*head, *map(_row, samples)]), flush=True)
+        head.clear()
+
+    return emit
 
 
 def _row(sample: Sample) -> str:

@@ -196,7 +196,8 @@ class Manager:
         except (CgroupError, GuestImageError, JournalError) as error:
             raise RequestError("EIO", f"{request.command}: {error}") from None
         except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
+            # An error of writing names no file; those that a command writes are in the folder.
+            where = f"{error.filename or self.folder}: " if error.filename or error.errno == errno.ENOSPC else ""
             raise RequestError("EIO", f"{request.command}: {where}{error.strerror or error}") from None
 
     async def _adopt(self) -> None:

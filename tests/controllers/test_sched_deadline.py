@@ -133,9 +133,7 @@ def test_what_is_short_comes_back_when_the_important_one_needs_less() -> None:
 def test_the_kernel_saying_no_is_learned_and_tried_again() -> None:
     """One CPU gives out 0.9; the two want 0.55 and 0.55."""
     events = {15.0: Action("task:edge.2", "task_work_us", 20_000.0)}
-    played = Played(
-        topology(0.05, 0.05, edge_cpus=1), events, period_s=0.1, budget_s=0.01, priorities={"edge.1": 1}
-    )
+    played = Played(topology(0.05, 0.05, edge_cpus=1), events, period_s=0.1, budget_s=0.01, priorities={"edge.1": 1})
     found = alphas(played.until(15.0))
     assert played.refused and "not admitted" in played.refused[0].reason
     assert found[0] == pytest.approx(0.55, rel=0.03)
@@ -148,7 +146,12 @@ def test_the_kernel_saying_no_is_learned_and_tried_again() -> None:
 
 def test_degrading_by_period_keeps_jobs_whole() -> None:
     played = Played(
-        topology(0.05, 0.02), period_s=0.1, budget_s=0.02, max_bandwidth=0.65, priorities={"edge.1": 1}, degrade="period"
+        topology(0.05, 0.02),
+        period_s=0.1,
+        budget_s=0.02,
+        max_bandwidth=0.65,
+        priorities={"edge.1": 1},
+        degrade="period",
     )
     played.until(40.0)
     assert played.of(1, "dl_period_s")[-1] == pytest.approx(0.1)

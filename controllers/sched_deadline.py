@@ -30,6 +30,7 @@ _USED_UP = 0.97
 _FLOOR = 0.2
 # CPUs by which a limit learned from refusals is tested at least.
 _LEAST_STEP = 0.01
+_LONGEST_PAUSE = 16
 _LONGEST_PERIOD_S = 4.194304  # of sched_deadline_period_max_us
 
 
@@ -120,6 +121,7 @@ class SchedDeadline:
         ]
         self._seen_s = 0.0
         self._limit: float | None = None  # learned from refusals
+        self._pause, self._wait = 1, 0  # decisions between two attempts to get more
 
     def observe(self, observation: Observation) -> None:
         elapsed_s, self._seen_s = observation.time_s - self._seen_s, observation.time_s
@@ -162,12 +164,21 @@ class SchedDeadline:
         """What the refusals of the last decision say about how much may be reserved."""
         held = sum(one.alpha * one.count for one in self._threads)
         asked = sum(one.asked * one.count for one in self._threads)
+        wanted = sum(one.wanted * one.count for one in self._threads)
         if any(one.alpha < one.asked * (1 - 2 * _SAME) for one in self._threads):
-            self._limit = held + max(_LEAST_STEP, (asked - held) / 2)
+            if asked - held <= 1.5 * _LEAST_STEP:
+                # As much as there is. Somebody else may give back: looked at again, less and less often.
+                self._limit, self._pause = held, min(_LONGEST_PAUSE, 2 * self._pause)
+                self._wait = self._pause
+            else:
+                self._limit = held + (asked - held) / 2
+        elif wanted <= held * (1 + _SAME):
+            self._limit, self._pause, self._wait = None, 1, 0
+        elif self._wait:
+            self._wait -= 1
+            self._limit = held if self._wait else held + _LEAST_STEP
         elif self._limit is not None:
-            wanted = sum(one.wanted * one.count for one in self._threads)
-            # All was admitted: somebody else may have given back, so a bit more is tried.
-            self._limit = None if wanted <= held * (1 + _SAME) else held + max(_LEAST_STEP, (wanted - held) / 2)
+            self._limit = held + max(_LEAST_STEP, (wanted - held) / 2)
 
     def _want(self, one: _Thread) -> None:
         """Let the law say which bandwidth a thread needs."""

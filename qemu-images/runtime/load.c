@@ -12,7 +12,7 @@
 enum { MOST_TASKS = 16, ROUND = 1000 };
 
 struct task {
-    uint64_t runtime_us, period_us;
+    uint64_t runtime_us, period_us, first_us; /* release */
     atomic_bool stop;
     atomic_int users; /* its thread, and the table while the task is in it */
     atomic_ullong jobs, missed;
@@ -66,7 +66,7 @@ static void leave(struct task *task)
 static void *periodic(void *argument)
 {
     struct task *task = argument;
-    uint64_t release = now_us() + task->period_us;
+    uint64_t release = task->first_us;
     while (!task->stop) {
         struct timespec when = {(time_t)(release / 1000000u), (long)(release % 1000000u) * 1000};
         while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &when, NULL) == EINTR)
@@ -112,12 +112,14 @@ const char *load_set(const char *value)
     }
     if (count)
         pthread_once(&measured, measure);
+    uint64_t now = now_us(); /* of all: their releases keep to the common divisor of their periods */
     for (int i = 0; i < count; i++) {
         struct task *task = calloc(1, sizeof *task);
         if (!task)
             break;
         task->runtime_us = wanted[i][0];
         task->period_us = wanted[i][1];
+        task->first_us = now + task->period_us;
         task->users = 2;
         if (!start_thread(periodic, task)) {
             free(task);

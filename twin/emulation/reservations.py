@@ -33,6 +33,7 @@ from twin.types import Kpi
 # A period once found is looked at again after this many of it: a spectrum of 100 wake-ups takes 30 ms.
 _LOOK_AGAIN = 50
 _WHOLE = 0.005  # periods are found more exactly than that
+_TRIES, _MOMENT_S = 4, 1e-3
 
 
 @dataclass
@@ -120,7 +121,7 @@ class Reservations:
                 reserve(thread.tid, wanted.budget_s, wanted.period_s)
                 done.append((thread, held))
                 if held.policy != SCHED_DEADLINE:
-                    thread.seen = time.monotonic(), _executed_s(thread)
+                    thread.seen = _read(thread)
         except DeadlineError:
             for thread, held in done:
                 with contextlib.suppress(DeadlineError):
@@ -159,15 +160,16 @@ class Reservations:
         held: Attributes | None = None
         for thread in holder.threads:
             try:
+                now_s, executed_s = _read(thread)
                 attributes = get_attributes(thread.tid)
-                now_s, executed_s = time.monotonic(), _executed_s(thread)
             except (ThreadEndedError, OSError):
                 continue
             (then_s, before_s), thread.seen = thread.seen, (now_s, executed_s)
             if attributes.policy == SCHED_DEADLINE:
                 held = attributes
                 if then_s and now_s > then_s:
-                    elapsed_s = _whole(now_s - then_s, nominal_s, holder.wakeup_period_s)
+                    period_s = holder.wakeup_period_s or attributes.period_ns / 1e9
+                    elapsed_s = _whole(now_s - then_s, nominal_s, period_s)
                     shares.append((executed_s - before_s) / elapsed_s)
         if held is None or not held.runtime_ns:
             return
@@ -218,19 +220,23 @@ class Reservations:
         thread.before, thread.entry = None, 0
 
 
-def _whole(elapsed_s: float, nominal_s: float, period_s: float | None) -> float:
+def _read(thread: _Thread) -> tuple[float, float]:
+    """Monotonic time and CPU seconds so far of the same moment; OSError (ESRCH) when the thread has ended."""
+    for _ in range(_TRIES):
+        now_s = time.monotonic()
+        executed_s = int(os.pread(thread.descriptor, 80, 0).split(None, 1)[0]) / 1e9
+        # We may have lost the processor in between.
+        if time.monotonic() - now_s < _MOMENT_S:
+            break
+    return now_s, executed_s
+
+
+def _whole(elapsed_s: float, nominal_s: float, period_s: float) -> float:
     """The time between two readings, as a whole number of periods if it was meant to be one."""
-    if period_s is None or nominal_s <= 0:
-        return elapsed_s
     meant = nominal_s / period_s
     if round(meant) < 1 or abs(meant - round(meant)) > _WHOLE * meant:
         return elapsed_s
     return max(1, round(elapsed_s / period_s)) * nominal_s / round(meant)
-
-
-def _executed_s(thread: _Thread) -> float:
-    """CPU seconds so far; OSError (ESRCH) when the thread has ended."""
-    return int(os.pread(thread.descriptor, 80, 0).split(None, 1)[0]) / 1e9
 
 
 def threads_of(program: int, inner: Sequence[int]) -> list[int]:

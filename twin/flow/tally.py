@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from topologies.model import App, Host, Switch
+from topologies.model import App, Host, Partition, Switch
 from topologies.paths import path_links
 from twin.flow import constants as c
 from twin.flow.delays import draw_delays
@@ -205,6 +205,9 @@ class Tally:
         net, now = self._network, self._now
         node, state = net.topology.node(name), net.nodes[name]
         entity = f"node:{name}"
+        if isinstance(node, Partition):
+            yield from self._partition(node, interval, program_cpus)
+            return
         if isinstance(node, Switch | Host) or not net.node_up(name):
             return
         row = self._rows.get(("cpu", name))
@@ -227,12 +230,39 @@ class Tally:
             yield entity, "memory_limit_bytes", state.memory_mib * 2**20
         if serves:
             yield entity, "replicas", float(state.replicas)
-            mine = self._app_of_flow == self._apps[name]
-            if mine.any():
-                yield entity, "requests_per_s", now.answered[mine].sum() / now.span_s
-                yield entity, "request_failures_per_s", now.failed[mine].sum() / now.span_s
-                found = self._samples.server_times(self._app_of_flow).get(self._apps[name])
-                yield from _percentiles(entity, "response", found)
+            yield from self._requests(name)
+
+    def _requests(self, name: str) -> Rows:
+        entity, now = f"node:{name}", self._now
+        mine = self._app_of_flow == self._apps[name]
+        if mine.any():
+            yield entity, "requests_per_s", now.answered[mine].sum() / now.span_s
+            yield entity, "request_failures_per_s", now.failed[mine].sum() / now.span_s
+            found = self._samples.server_times(self._app_of_flow).get(self._apps[name])
+            yield from _percentiles(entity, "response", found)
+
+    def _partition(self, node: Partition, interval: Interval, program_cpus: Sequence[float]) -> Rows:
+        """Service and computing of a guest; its state and its tasks are told by the guests themselves."""
+        net, now, name = self._network, self._now, node.name
+        if not net.guests.deployed(name):
+            return
+        entity, row = f"node:{name}", self._rows.get(("cpu", name))
+        used_s = self._task_cpu_s[name] + sum(served.app_cpu_s.get(name, 0.0) for served in interval.served)
+        used_s += 0.0 if row is None else program_cpus[row] * now.span_s
+        yield entity, "cpu_used_millicores", 1000 * used_s / now.span_s
+        limit = net.guests.limit_millicores(name)
+        if limit is not None:
+            yield entity, "cpu_limit_millicores", limit
+            full = self._loads(name, row, limit / 1000, interval) >= _THROTTLED_LOAD
+            yield entity, "cpu_throttled_ratio", float(now.mean(full))
+        reserved_s = net.guests.used_of_reservation(name, used_s, now.span_s)
+        if reserved_s is not None:
+            yield entity, "dl_used_s", reserved_s
+        yield entity, "memory_used_bytes", c.GUEST_BYTES
+        if node.isolated and node.memory_mib is not None:
+            yield entity, "memory_limit_bytes", (node.memory_mib + c.GUEST_OVERHEAD_MIB) * 2**20
+        if node.vnf == "request":
+            yield from self._requests(name)
 
     def _program_cpus(self) -> list[float]:
         """CPUs of packet programs, by wired row: the work, and waking up as far as they have time to sleep."""

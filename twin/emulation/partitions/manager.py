@@ -37,10 +37,11 @@ from twin.emulation.partitions.machine import KERNEL_OPTIONS, OVERHEAD_MIB, PROG
 from twin.emulation.partitions.network import BRIDGE, PartitionNetwork
 from twin.emulation.partitions.protocol import COMMANDS, Request, RequestError, validated
 from twin.emulation.partitions.streaming import Clock
-from twin.journal import Journal, start_ticks
+from twin.journal import Journal, JournalError, start_ticks
 
 READY, DEPLOYED, SUSPENDED = "READY", "DEPLOYED", "SUSPENDED"
 _STATE_VERSION = 1
+_BLOCK, _SPARE_BYTES, _SPARE_BYTES_EACH = 4096, 2048, 1024  # of the state file: room for notes of what ends
 _BOOT_POLL_S = 0.05
 _RUNTIME_KEYS = ("relay", "load", "metrics_ms")
 _DEFAULT_DEPLOYMENT = {one.name: one.default for one in COMMANDS["deploy"].fields if one.name != "id"}
@@ -192,8 +193,12 @@ class Manager:
         try:
             await self.follow_libvirt()
             return await self._commands[request.command](request.args)
-        except (CgroupError, GuestImageError, OSError) as error:
+        except (CgroupError, GuestImageError, JournalError) as error:
             raise RequestError("EIO", f"{request.command}: {error}") from None
+        except OSError as error:
+            # An error of writing names no file; those that a command writes are in the folder.
+            where = f"{error.filename or self.folder}: " if error.filename or error.errno == errno.ENOSPC else ""
+            raise RequestError("EIO", f"{request.command}: {where}{error.strerror or error}") from None
 
     async def _adopt(self) -> None:
         try:
@@ -247,10 +252,27 @@ class Manager:
         ]
         server = {**asdict(self.server), "subnet": str(self.server.subnet), "image": None}
         state = {"version": _STATE_VERSION, "server": server, "next_id": self._next_id, "partitions": partitions}
-        draft = self.folder / ".state.json"
-        # Not flushed to disk: it has to outlive the daemon, and nothing it describes outlives the host.
-        draft.write_text(json.dumps(state, indent=1), encoding="utf-8")
-        draft.rename(self.folder / "state.json")
+        try:
+            self._write_state(json.dumps(state, indent=1).encode())
+        except OSError as error:
+            raise RequestError("EIO", f"state folder {self.folder} cannot be written: {error.strerror}") from None
+
+    def _write_state(self, data: bytes) -> None:
+        """Replace ``state.json`` at once, without new blocks on disk unless it grows a lot.
+
+        On a full disk what is given back must still be written down. So the old file becomes the next draft, and both
+        have room to spare. Not flushed to disk: it has to outlive the daemon, and nothing it describes outlives the host.
+        """
+        state, draft, old = (self.folder / name for name in ("state.json", ".state.json", ".old.json"))
+        room = -(-(len(data) + _SPARE_BYTES + _SPARE_BYTES_EACH * len(self.partitions)) // _BLOCK) * _BLOCK
+        with open(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b") as file:  # noqa: PTH123
+            file.write(data.ljust(max(room, os.fstat(file.fileno()).st_size)))
+        old.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.link(state, old)
+        draft.rename(state)
+        with suppress(FileNotFoundError):
+            old.rename(draft)
 
     # --- create and destroy ---------------------------------------------------------------------------
 
@@ -264,17 +286,18 @@ class Manager:
                 )
             self.partitions[partition.id] = partition
             self._next_id += 1
-            self._save()
             try:
+                self._save()
                 await asyncio.to_thread(self._equip, partition)
                 if self.libvirt is not None:
                     self.journal.record("domain", name=partition.name, uri=self.libvirt.uri)
                     await asyncio.to_thread(self._define, partition, _DEFAULT_DEPLOYMENT, None)
+                partition.complete = True
+                self._save()
             except BaseException:
+                partition.complete = False
                 await self._release(partition)
                 raise
-            partition.complete = True
-            self._save()
         return {"id": partition.id}
 
     def _admitted(self, args: Mapping[str, Any]) -> Partition:
@@ -376,15 +399,17 @@ class Manager:
                 await self._isolate(partition, machine)
                 machine.greeted = self._greeted if args["stream"] else None
                 await machine.proceed()
+                partition.state, partition.note = DEPLOYED, None
+                partition.deployment = {
+                    key: value for key, value in args.items() if key not in ("id", "wait", "timeout_s")
+                }
+                partition.deployment["runtime"] = runtime
+                self._save()
             except BaseException:
                 await machine.kill()
                 self._forget_guest(partition)
                 self._save()
                 raise
-            partition.state, partition.note = DEPLOYED, None
-            partition.deployment = {key: value for key, value in args.items() if key not in ("id", "wait", "timeout_s")}
-            partition.deployment["runtime"] = runtime
-            self._save()
         if args["wait"]:
             await self._booted(partition, machine, args["timeout_s"])
         return {"id": partition.id}

@@ -313,7 +313,8 @@ class BackendConformance:
 
     def test_every_knob_is_tried(self, record: Record) -> None:
         tried = {outcome.action.knob for phase in record.phases.values() for outcome in phase.outcomes}
-        assert tried | set(SLA_KNOBS) | {"jitter_s", "path_index"} == set(KNOBS)
+        edge = {"partition_state", "dl_runtime_us", "dl_period_us", "task_work_us", "placement", "attack"}
+        assert tried | set(SLA_KNOBS) | {"jitter_s", "path_index"} | edge == set(KNOBS)
 
     def test_bandwidth_limits(self, record: Record) -> None:
         limited = record.phases["bandwidth"]

@@ -29,7 +29,7 @@ from twin.emulation.partitions.isolation import RESERVED_PERIOD_US, RESERVED_RUN
 from twin.emulation.partitions.machine import PROGRAM
 from twin.emulation.partitions.manager import DEPLOYED, READY, EdgeServer
 from twin.emulation.partitions.manager import Partition as Managed
-from twin.emulation.partitions.protocol import RequestError
+from twin.emulation.partitions.protocol import MOST_ATTACK_S, RequestError
 from twin.emulation.plan import Plan
 from twin.journal import Journal
 
@@ -198,10 +198,28 @@ class Guests:
             works[int(number) - 1] = before
             raise
 
-    def _call(self, name: str, command: str, **args: Any) -> None:
+    def stream(self, name: str, action: str, **args: Any) -> dict[str, Any]:
+        """Tell a guest's stream server; EmulationError when it refuses."""
+        return self._call(name, "stream", action=action, **args)
+
+    def streams(self, name: str) -> dict[str, Any] | None:
+        """What a guest's stream server has sent, as that of a container reports it; None while none is there."""
+        if self.managed(name).state != DEPLOYED:
+            return None
+        try:
+            rows = self.stream(name, "flows")["flows"]
+        except EmulationError:  # it boots, or ends at this moment
+            return None
+        return {"flows": {row["flow"]: row for row in rows}}
+
+    def attack(self, name: str, kind: str) -> None:
+        """Deny service to a guest until ``none``, or for ten minutes."""
+        self._call(name, "attack", kind=kind, seconds=MOST_ATTACK_S)
+
+    def _call(self, name: str, command: str, **args: Any) -> dict[str, Any]:
         number = self.managed(name).id
         try:
-            self._edge.call(command, id=number, **args)
+            return self._edge.call(command, id=number, **args)
         except RequestError as error:
             raise EmulationError(str(error).replace(f"partition {number} ", f"partition {name} ")) from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import subprocess
 import time
@@ -28,6 +29,7 @@ from twin.emulation.forwarding import Forwarding
 from twin.emulation.images import ImageError
 from twin.emulation.impairment import End, LinkError, LinkHandle, LinkSpec, make_links
 from twin.emulation.nodes import ContainerError, SwitchError
+from twin.emulation.placement import Placement
 from twin.emulation.plan import Interface, Plan
 from twin.emulation.process import LaunchError
 from twin.emulation.programs import ProgramSpec
@@ -89,6 +91,14 @@ class Network:
         self._later = ThreadPoolExecutor(max_workers=1, thread_name_prefix="later")
         self._fleet = Fleet(node=self.container, groups=self._groups, runtime=self._runtime, logs=logs)
         self.guests: Guests | None = None
+        self.placement = Placement(
+            plan,
+            client=self.client,
+            guests=lambda: self.guests,
+            set_route=self._set_route,
+            path_delay_s=self._path_delay_s,
+            later=self._later,
+        )
         self._vcpus: dict[str, tuple[int, ...]] = {}
 
     # --- bring-up and teardown ---------------------------------------------------------------------
@@ -308,9 +318,29 @@ class Network:
         # a link between a balancer and one of its replicas, which the topology does not list
         return ("lb0" if node == link.b else f"r{link.b.rpartition('-r')[2]}"), None
 
+    def _base_lines(self, name: str) -> list[str]:
+        return list(ip_commands(self.plan, name, self._replicas, self.routing.path_index))
+
+    def _set_route(self, name: str, line: str) -> None:
+        """Change one route of a node: a line for ``ip``, or a destination, whose route is worked out anew."""
+        if " " not in line:
+            lines = self.placement.ip_lines(name, self._base_lines(name))
+            line = next(one for one in lines if one.startswith(f"route replace {line} "))
+        enter = ["nsenter", "-t", str(self._containers[name].netns_pid), "-n"]
+        done = subprocess.run([*enter, "ip", *line.split()], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise EmulationError(f"node {name}: route not set: {' '.join(done.stderr.split())[:200]}")
+
+    def _path_delay_s(self, a: str, b: str) -> float:
+        """One-way delay of the links between two nodes now."""
+        hops = itertools.pairwise(self.plan.pair(a, b).route)
+        return sum(
+            self._links[self.plan.topology.link_named(f"{one}-{other}").name].spec.delay_s for one, other in hops
+        )
+
     def _configure(self, name: str) -> None:
         """Addresses, routes and static neighbours of one node; may be repeated."""
-        lines = list(ip_commands(self.plan, name, self._replicas, self.routing.path_index))
+        lines = list(self.placement.ip_lines(name, self._base_lines(name)))
         node = next((node for node in self.plan.topology.nodes if node.name == name), None)
         sysctls = {"net/ipv6/conf/all/disable_ipv6": 1}
         if isinstance(node, Upf):
@@ -444,6 +474,13 @@ class Network:
             raise EmulationError(f"node {name} is no partition")
         return self.guests
 
+    def set_partition_state(self, name: str, wanted: str) -> None:
+        """``ready``, ``deployed`` or ``suspended``; what streams from a partition must have moved before it ends."""
+        guests = self.partition(name)
+        if wanted == "ready":
+            self.placement.need_empty(name)
+        guests.set_state(name, wanted)
+
     def _need_up(self, name: str) -> None:
         if name in self._down:
             raise EmulationError(f"node {name} is down")
@@ -463,7 +500,7 @@ class Network:
     def kill(self, name: str) -> None:
         """Kill the node's containers, as a crash would; shut a partition down."""
         if self.guests is not None and name in self.guests.partitions:
-            self.guests.set_state(name, "ready")
+            self.set_partition_state(name, "ready")
             return
         if name in self._down:
             return
@@ -671,6 +708,14 @@ class Network:
         """Statistics of every program that answers."""
         return self._fleet.stats()
 
+    def guest_streams(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Statistics of the stream servers in partitions."""
+        for node in self.plan.topology.of_kind(Partition):
+            if self.guests is not None and node.vnf == "stream":
+                stats = self.guests.streams(node.name)
+                if stats is not None:
+                    yield node.name, stats
+
     def check_alive(self) -> None:
         """EmulationError when something that should run has died by itself."""
         self.routing.check_alive()
@@ -710,7 +755,7 @@ class Network:
     def _request_of(self, app: str) -> dict[str, str]:
         """What is asked of a server, where it is not what an application understands."""
         node = self.plan.topology.node(app)
-        if isinstance(node, Partition):
+        if isinstance(node, Partition) and node.vnf == "request":
             return {"path": f"/work?us={round(node.cpu_ms_per_request * 1000)}"}
         return {}
 

@@ -711,6 +711,7 @@ class Manager:
                 self._repin()
             elif partition.reservation is not None:
                 self._reserve(partition, threads, partition.reservation, reclaim=False)
+                self._reserve_io(machine)
                 partition.isolation = str(partition.reservation)
             else:
                 partition.isolation = f"at most {partition.cpu_millicores or 1000 * partition.cores:g} millicores"
@@ -723,6 +724,7 @@ class Manager:
                 if mode == "deadline":
                     wanted = Reservation(isolation.RESERVED_RUNTIME_US, isolation.RESERVED_PERIOD_US)
                     self._reserve(partition, threads, wanted, reclaim=True)
+                    self._reserve_io(machine)
                     partition.isolation = str(wanted)
                 elif mode == "reserved":
                     self._take_cpus(partition, machine)
@@ -754,6 +756,11 @@ class Manager:
                 }.get(error.errno or 0, error.strerror)
                 kind = "EBUSY" if error.errno == errno.EBUSY else "EPERM"
                 raise RequestError(kind, f"{wanted}: {reason}") from None
+
+    def _reserve_io(self, machine: Machine) -> None:
+        """Some time for QEMU's own thread as well, when the host has it; without, the guest's timers may come late."""
+        with suppress(IsolationError):
+            isolation.reserve(machine.pid, Reservation(isolation.IO_RUNTIME_US, isolation.IO_PERIOD_US), reclaim=True)
 
     def _squeeze(self, other: Partition, partition: Partition) -> None:
         assert other.machine is not None
@@ -798,11 +805,12 @@ class Manager:
                 wanted = Reservation(runtime_us, period_us)
                 if threads:
                     self._reserve(partition, threads, wanted, reclaim=False)
+                    self._reserve_io(_machine(partition))
                     partition.isolation = str(wanted)
                 partition.dl_runtime_us, partition.dl_period_us = runtime_us, period_us
             else:
                 if partition.reservation is not None:
-                    for thread in threads:
+                    for thread in (*threads, *([partition.machine.pid] if partition.machine else [])):
                         isolation.release(thread)
                 partition.dl_runtime_us = partition.dl_period_us = None
                 if millicores is not None:

@@ -238,11 +238,13 @@ def guest_budget(seconds: float = 20.0) -> list[dict[str, Any]]:
                             responses.append(response_us(server, number))
                     monitor.wait()
                     late = [one for one in cycles if one["time_s"] > seconds / 2]
-                    # Cycles after which the budget is never more than a quarter away from where it ends.
                     end = float(np.median([one["budget_s"] / one["period_s"] for one in late]))
-                    away = [abs((one["budget_s"] or 0) / one["period_s"] - end) > end / 4 for one in cycles]
+                    near = [abs((one["budget_s"] or 0) / one["period_s"] - end) < end / 4 for one in cycles]
                     row["period_ms"] = late[-1]["period_s"] * 1e3
-                    row["settled_after_cycles"] = len(away) - away[::-1].index(True) if True in away else 0
+                    # The first of four in which the share is less than a quarter away from where it ends.
+                    settled = [n for n in range(len(near) - 3) if all(near[n : n + 4])]
+                    row["settled_after_cycles"] = settled[0] + 1 if settled else None
+                    row["near_share"] = float(np.mean(near[settled[0] :])) if settled else 0.0
                     row["budget_ms"] = float(np.median([one["budget_s"] for one in late])) * 1e3
                     row["used_ms"] = float(np.median([one["used_s"] for one in late])) * 1e3
                     row["response_ms"] = float(np.median([one["mean"] for one in responses])) / 1e3

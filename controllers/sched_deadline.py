@@ -204,23 +204,21 @@ class SchedDeadline:
         one.wanted = max(one.wanted, wanted) if short else wanted
 
     def _given(self, wanted: Mapping[str, float], limit: float) -> dict[str, float]:
-        """Bandwidth of each, at most ``limit`` CPUs in all: by priority, in equal parts of the want among equals."""
+        """Bandwidth of each, at most ``limit`` CPUs in all: by priority, and max-min fair among equals.
+
+        So a thread whose law just accelerates takes nothing from an equal one that wants little.
+        """
         if sum(wanted.values()) <= limit:
             return dict(wanted)
         floor = _FLOOR * limit / len(wanted)
         given = {entity: min(want, floor) for entity, want in wanted.items()}
         left = limit - sum(given.values())
         for priority in sorted({one.priority for one in self._threads}, reverse=True):
-            needs = {
-                one.entity: wanted[one.entity] - given[one.entity]
-                for one in self._threads
-                if one.priority == priority and one.entity in wanted
-            }
-            total = sum(needs.values())
-            part = min(1.0, left / total) if total > 0 else 0.0
-            for entity, need in needs.items():
-                given[entity] += part * need
-            left -= part * total
+            level = [one.entity for one in self._threads if one.priority == priority and one.entity in wanted]
+            left += sum(given[entity] for entity in level)
+            for place, entity in enumerate(sorted(level, key=lambda entity: wanted[entity])):
+                given[entity] = min(wanted[entity], left / (len(level) - place))
+                left -= given[entity]
         return given
 
     def _reservation(self, one: _Thread, alpha: float) -> tuple[float, float]:

@@ -117,6 +117,14 @@ def test_equals_share_what_is_short() -> None:
         assert sum(played.of(number, "dl_alpha_ratio", 50.0)) / 20 == pytest.approx(0.4, rel=0.1)
 
 
+def test_an_equal_one_that_wants_little_gets_it() -> None:
+    played = Played(topology(0.01, 0.06), period_s=0.1, budget_s=0.012, max_bandwidth=0.5)
+    played.until(30.0)
+    assert min(played.of(1, "dl_alpha_ratio", 3.0)) >= 0.1
+    assert max(played.of(1, "task_response_max_s", 3.0)) == pytest.approx(0.01)
+    assert max(played.of(2, "dl_alpha_ratio", 3.0)) <= 0.4 + 1e-6
+
+
 def test_what_is_short_comes_back_when_the_important_one_needs_less() -> None:
     events = {15.0: Action("task:edge.1", "task_work_us", 10_000.0), 60.0: Action("task:edge.1", "task_work_us", 5e4)}
     played = Played(

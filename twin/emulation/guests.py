@@ -35,7 +35,7 @@ from twin.journal import Journal
 
 METRICS_MS = 200
 ECHO_PORT = 5007
-_BOOT_LIMIT_S = 90.0  # several at once on few processors
+_BOOT_LIMIT_S = 60.0  # several at once on few processors
 _Report = Mapping[str, Any]
 
 

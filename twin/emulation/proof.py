@@ -61,15 +61,16 @@ def _cpu_declarations(network: Network) -> Iterator[CpuDeclaration]:
 
 
 def _slice_paths(network: Network) -> Iterator[Probe]:
-    """One UE of each slice attaches and exchanges packets with an application, radio to N6 and back."""
+    """One UE of each slice attaches and exchanges packets with an application and every partition that serves."""
     plan = network.plan
     for slice_name in plan.slice_upfs:
         ue = next((ue for ue in plan.ues.values() if ue.slice == slice_name), None)
         if ue is None:
             continue
-        for app, service in _apps(network, slice_name):
-            yield _slice_path(network, ue, slice_name, app, service)
-            break
+        for number, (app, service) in enumerate(_apps(network, slice_name)):
+            # One application stands for all; a partition has a network of its own.
+            if number == 0 or isinstance(plan.topology.node(app), Partition):
+                yield _slice_path(network, ue, slice_name, app, service)
 
 
 def _apps(network: Network, slice_name: str) -> Iterator[tuple[str, Service]]:

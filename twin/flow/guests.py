@@ -4,6 +4,9 @@ A guest is a server of ``cores`` processors that its CPU limit or reservation su
 (:class:`GuestServer`), and what they leave, but at least half, is for its service. The work of tasks and requests is
 that of the guest's own processor, as in an emulation, so no speed of another processor comes in; what an emulated
 guest costs beside it is in :mod:`twin.flow.constants`. While it is suspended its clock stands still.
+
+An attack, of whatever kind, takes half of the guest's processors from its tasks and its service, and all CPU time that
+its limits leave. Other guests do not notice, which is right for isolated ones and too kind to plain virtual machines.
 """
 
 from __future__ import annotations
@@ -117,6 +120,7 @@ class _Guest:
     finder: PeriodFinder = field(default_factory=PeriodFinder)
     wakeup_period_s: float | None = None
     unseen: int = 0
+    attacked: bool = False
 
     @property
     def entity(self) -> str:
@@ -152,12 +156,20 @@ class Guests:
         if reason is not None or wanted == guest.state:
             return reason
         if wanted == READY:
-            guest.state = READY
+            guest.state, guest.attacked = READY, False
             self._release(guest)
         elif guest.state == READY:
             self._deploy(guest, now_s + c.GUEST_BOOT_S)
         else:
             guest.state = wanted
+        return None
+
+    def set_attack(self, name: str, kind: str) -> str | None:
+        """Attack a guest or, with ``none``, end it; the reason when there is no guest that runs."""
+        guest = self._guests[name]
+        if guest.state != DEPLOYED:
+            return f"partition {name} is {guest.state.upper()}; only a DEPLOYED one can be attacked"
+        guest.attacked = kind != "none"
         return None
 
     def set_cpu(self, name: str, millicores: float) -> None:
@@ -251,8 +263,18 @@ class Guests:
         supply = self._supply(self._guests[name])
         return None if supply is None else supply.period_s
 
+    @classmethod
+    def _supply(cls, guest: _Guest) -> Reservation | None:
+        """Budget and period of each processor for what the guest is there for; None for all of its time."""
+        whole = cls._whole(guest)
+        if not guest.attacked:
+            return whole
+        if whole is None:
+            return Reservation(c.CGROUP_PERIOD_S / 2, c.CGROUP_PERIOD_S)
+        return Reservation(whole.budget_s / 2, whole.period_s)
+
     @staticmethod
-    def _supply(guest: _Guest) -> Reservation | None:
+    def _whole(guest: _Guest) -> Reservation | None:
         if guest.node.critical:
             return None  # a reservation that may use what others leave
         if guest.held is not None:
@@ -276,6 +298,9 @@ class Guests:
             if running_s > _ROUNDING_S:
                 found, used_s[name] = guest.server.step(running_s, self._supply(guest), guest.works_s)
                 used_s[name] += c.GUEST_IDLE_CPUS * running_s
+                if guest.attacked:
+                    whole = self._whole(guest)
+                    used_s[name] = running_s * guest.node.cores * (1.0 if whole is None else whole.alpha)
                 self._look(guest, found)
             rows += self._kpis(guest, found, time_s, time_s - from_s)
         return rows, used_s

@@ -124,6 +124,8 @@ def _partition(network: Network, name: str, action: Action) -> str | None:
             reason = guests.set_state(name, str(action.value), network.now_s)
         case "node_state":
             reason = guests.set_state(name, READY if action.value == "down" else DEPLOYED, network.now_s)
+        case "attack":
+            reason = guests.set_attack(name, str(action.value))
         case "cpu_millicores":
             guests.set_cpu(name, float(action.value))
         case "dl_period_us":

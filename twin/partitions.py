@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from topologies.model import Node, Partition
+from collections.abc import Mapping
+
+from topologies.model import App, Node, Partition, Topology
 from twin.types import Action
 
 READY, DEPLOYED, SUSPENDED = "ready", "deployed", "suspended"
@@ -31,6 +33,27 @@ def unfit(node: Node, action: Action) -> str | None:
         return f"{where}: partition {node.name} is critical: its CPU time is never limited"
     if action.knob in _LIMITS and not node.isolated:
         return f"{where}: partition {node.name} is a plain virtual machine: nothing limits it"
+    return None
+
+
+def move_refusal(topology: Topology, app: str, target: str, *, deployed: bool) -> str | None:
+    """Why the service of an application cannot run on a node, which is ``deployed`` or not; None when it can."""
+    node = topology.node(app)
+    if not isinstance(node, App) or node.service != "stream":
+        return "only applications with service stream move"
+    able = [one.name for one in topology.of_kind(Partition) if one.vnf == "stream"]
+    if target not in (app, *able):
+        return f"must be its own name or a partition with vnf stream ({', '.join([app, *able])}), got {target}"
+    if target != app and not deployed:
+        return f"partition {target} is not deployed"
+    return None
+
+
+def need_empty(partition: str, placement: Mapping[str, str]) -> str | None:
+    """Why a partition cannot be shut down: a service that has moved there; None when it can."""
+    for app, node in placement.items():
+        if node == partition:
+            return f"partition {partition} runs the service of {app}: move it elsewhere first"
     return None
 
 

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any, Protocol
 
-from topologies.model import App, Partition, Upf
+from topologies.model import Upf
 from twin.emulation import programs as specs
 from twin.emulation.client import ProgramClient, ProgramError
 from twin.emulation.errors import EmulationError
 from twin.emulation.partitions.protocol import MOST_FLOWS_AT_ONCE
 from twin.emulation.plan import Plan
+from twin.partitions import move_refusal, need_empty
 
 if TYPE_CHECKING:
     from twin.emulation.guests import Guests
@@ -114,10 +115,6 @@ class Placement:
         """The node that an application's stream service runs on."""
         return self._at.get(app, app)
 
-    def hosted(self, partition: str) -> list[str]:
-        """Applications whose service runs in a partition."""
-        return [app for app, node in self._at.items() if node == partition]
-
     def move(self, app: str, target: str) -> None:
         """Move a service. EmulationError when it cannot be; it then runs where it was."""
         self._check(app, target)
@@ -155,8 +152,8 @@ class Placement:
 
     def need_empty(self, partition: str) -> None:
         """EmulationError while a service runs in a partition that is to be shut down."""
-        for app in self.hosted(partition):
-            raise EmulationError(f"partition {partition} runs the service of {app}: move it elsewhere first")
+        if (reason := need_empty(partition, self._at)) is not None:
+            raise EmulationError(reason)
 
     def ip_lines(self, node: str, lines: Sequence[str]) -> Iterator[str]:
         """What ``ip`` is told in a node, with the routes of services that have moved."""
@@ -166,21 +163,15 @@ class Placement:
             yield moved.get(words[2], line) if words[:2] == ["route", "replace"] else line
 
     def _check(self, app: str, target: str) -> None:
-        node = self._plan.topology.node(app)
-        where = f"node:{app} placement"
-        if not isinstance(node, App) or node.service != "stream":
-            raise EmulationError(f"{where}: only applications with service stream move")
-        able = [one.name for one in self._plan.topology.of_kind(Partition) if one.vnf == "stream"]
-        if target not in (app, *able):
-            allowed = ", ".join([app, *able])
-            raise EmulationError(
-                f"{where}: must be its own name or a partition with vnf stream ({allowed}), got {target}"
-            )
+        guests = self._guests()
+        there = guests is not None and target in guests.partitions and guests.is_deployed(target)
+        if (reason := move_refusal(self._plan.topology, app, target, deployed=there)) is not None:
+            raise EmulationError(reason)
         for upf in self._upfs(app).values() if target != app else ():
             try:
                 self._plan.pair(upf, target)
             except KeyError:
-                raise EmulationError(f"{where}: no path from {upf} to {target}") from None
+                raise EmulationError(f"no path from {upf} to {target}") from None
 
     def _upfs(self, app: str) -> dict[str, str]:
         """Slice -> UPF, of the slices whose UEs can reach an application."""

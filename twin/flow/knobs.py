@@ -5,7 +5,7 @@ from __future__ import annotations
 from topologies.model import App, Container, Host, Partition, Switch, TopologyError
 from twin.flow.network import Network
 from twin.knobs import SLA_KNOBS, refusal
-from twin.partitions import DEPLOYED, READY, unfit
+from twin.partitions import DEPLOYED, READY, move_refusal, need_empty, unfit
 from twin.types import Action
 
 _MBPS = 1e6
@@ -91,6 +91,20 @@ def _node(network: Network, name: str, action: Action) -> str | None:
         case "node_state":
             state.up = action.value == "up"
             network.tasks.restart(name)
+        case "placement":
+            target = str(action.value)
+            there = target in network.guests and network.guests.deployed(target)
+            if (refused := move_refusal(network.topology, name, target, deployed=there)) is not None:
+                return f"{action.entity} placement: {refused}"
+            before, network.placement = network.placement, {**network.placement, name: target}
+            if target == name:
+                del network.placement[name]
+            try:
+                for lane in network.lanes:
+                    network.n6(lane)
+            except TopologyError as error:
+                network.placement = before
+                return f"{action.entity} placement: {error}"
         case "replicas":
             if not isinstance(node, App) or node.service != "request":
                 return f"{action.entity} replicas needs an application of service request, got {_what(node)}"
@@ -102,6 +116,10 @@ def _partition(network: Network, name: str, action: Action) -> str | None:
     guests, where = network.guests, f"{action.entity} {action.knob}"
     reason: str | None = None
     match action.knob:
+        case "partition_state" | "node_state" if action.value in (READY, "down") and (
+            hosts := need_empty(name, network.placement)
+        ):
+            reason = hosts
         case "partition_state":
             reason = guests.set_state(name, str(action.value), network.now_s)
         case "node_state":

@@ -87,7 +87,7 @@ class UeState:
 
 @dataclass(frozen=True)
 class Lane:
-    """One direction of a flow. ``n6`` is the route UPF to application, ``radio`` the declared radio link."""
+    """One direction of a flow. ``n6`` is the route UPF to application at first, ``radio`` the declared radio link."""
 
     flow: Flow
     direction: Direction
@@ -170,6 +170,7 @@ class Network:
         self.tasks = Tasks(topology, admission)
         self.guests = Guests(topology, admission)
         self.now_s = 0.0
+        self.placement: dict[str, str] = {}
         self.path_index = {flow.name: flow.path_index for flow in topology.backhaul}
         self.ues: dict[str, UeState] = {}
         for group in self.groups.values():
@@ -241,6 +242,15 @@ class Network:
         self.way = self._way()
         self.wired = self._wired()
 
+    def server(self, app: str) -> str:
+        """The node that the service of an application runs on now."""
+        return self.placement.get(app, app)
+
+    def n6(self, lane: Lane) -> Route:
+        """The route from a lane's UPF to its server now."""
+        server = self.placement.get(lane.flow.app)
+        return lane.n6 if server is None else default_path(self.topology, lane.n6[0], server)
+
     def node_up(self, name: str) -> bool:
         """Whether a node runs: not killed, and not killed by its own memory limit; of a partition, its guest."""
         if name in self.guests:
@@ -261,14 +271,14 @@ class Network:
     def route(self, lane: Lane) -> tuple[str, ...]:
         """All nodes of a lane from UE container to application."""
         ue = self.ues[lane.ue]
-        return (ue.group, *self.slices[lane.flow.slice].routes[ue.gnb], *lane.n6[1:])
+        return (ue.group, *self.slices[lane.flow.slice].routes[ue.gnb], *self.n6(lane)[1:])
 
     def _hops(self, lane: Lane) -> tuple[tuple[str, str, float], ...]:
         """(link, end that sends, header bytes per packet) of every link that a lane crosses."""
         ue = self.ues[lane.ue]
         n3 = self.slices[lane.flow.slice].routes[ue.gnb]
         hops: list[tuple[str, str, float]] = []
-        for route, header in ((n3, c.N3_BYTES + c.ETHERNET_BYTES), (lane.n6, c.ETHERNET_BYTES)):
+        for route, header in ((n3, c.N3_BYTES + c.ETHERNET_BYTES), (self.n6(lane), c.ETHERNET_BYTES)):
             for name, (near, far) in zip(path_links(self.topology, route), itertools.pairwise(route), strict=True):
                 hops.append((name, near if lane.direction == "ul" else far, header))
         if lane.radio is not None:
@@ -315,12 +325,13 @@ class Network:
             if limit is not None:
                 weight = 1 + (c.N3_BYTES + c.ETHERNET_BYTES) / lane.packet_bytes
                 use(("transport", state.name, lane.direction), limit, number, weight)
+            server = self.server(lane.flow.app)
             for node, packet_ns in (
                 (state.upf, c.UPF_PACKET_NS),
                 (self.ues[lane.ue].group, c.UE_PACKET_NS),
-                (lane.flow.app, c.GUEST_PACKET_NS if lane.flow.app in self.guests else c.APP_PACKET_NS),
+                (server, c.GUEST_PACKET_NS if server in self.guests else c.APP_PACKET_NS),
             ):
-                if node != lane.flow.app or lane.flow.service != "request":
+                if node != server or lane.flow.service != "request":
                     use(("cpu", node), self.process_cpus(node), number, packet_ns * 1e-9 / lane.packet_bits)
         usage = np.zeros((len(rows), len(self.lanes)))
         for row, cells in enumerate(rows.values()):

@@ -208,7 +208,7 @@ class FlowSession:
 
     def _offered(self, rates: Array) -> Array:
         """bit/s that each lane's source sends. A stream needs its server to run."""
-        runs = np.array([self._network.serves(flow.app) for flow in self._load.flows], dtype=bool)
+        runs = np.array([self._network.serves(self._network.server(flow.app)) for flow in self._load.flows], dtype=bool)
         sends = self._flows.paced & (np.repeat(runs, 2) | ~self._network.lane_down)
         per_lane = np.repeat(rates, 2)
         return np.where(sends, per_lane, per_lane * self._flows.bytes_per_request * 8)

@@ -13,6 +13,7 @@ from topologies.paths import path_links
 from twin.flow import constants as c
 from twin.flow.delays import draw_delays
 from twin.flow.fluid import Fluid
+from twin.flow.gaps import Gaps
 from twin.flow.interval import Interval
 from twin.flow.maxmin import Array
 from twin.flow.network import Network
@@ -76,6 +77,7 @@ class Tally:
         ]
         on_way = [{ue.group, ue.gnb, net.slices[ue.slice].upf} for ue in net.ues.values()]
         self._ues_at = {name: [ue for ue, way in enumerate(on_way) if name in way] for name in net.nodes}
+        self._gaps = Gaps(net)
         self._version = -1
 
     def kpis(
@@ -98,6 +100,7 @@ class Tally:
         delays = draw_delays(net, interval.steps, np.array(interval.working), interval.draws, rng)
         self._samples = Samples(net, interval, delays)
         self._task_cpu_s = task_cpu_s
+        self._gap_s = self._gaps.longest_s(interval)
         rows = self._all(interval, fluid, backhaul_bps)
         return [Kpi(time_s, entity, name, float(value)) for entity, name, value in rows]
 
@@ -136,6 +139,8 @@ class Tally:
         missing = groups.by_code(now.dropped / bits).tolist()
         jitter = groups.by_code(samples.jitter_bits).tolist()
         asked, answered, failed = (groups.by_group(flows).tolist() for flows in (now.asked, now.answered, now.failed))
+        gaps_s = np.zeros(len(groups.entities))
+        np.maximum.at(gaps_s, groups.of_flow, self._gap_s)
         delays = samples.delays(groups.code)
         trips, responses = samples.trips(groups.of_flow), samples.responses(groups.of_flow)
         for number, entity in enumerate(groups.entities):
@@ -149,6 +154,8 @@ class Tally:
                 if delivered[code] > 0:
                     rows.extend(_percentiles(entity, f"delay_{way}", delays.get(code)))
                     rows.append((entity, f"jitter_{way}_s", jitter[code] / delivered[code]))
+            if gaps_s[number] > 0:
+                rows.append((entity, "stream_gap_s", gaps_s[number]))
             rows.extend(_percentiles(entity, "rtt", trips.get(number)))
             if groups.has_requests[number] and asked[number] > 0:
                 rows.append((entity, "requests_per_s", answered[number] / span_s))

@@ -54,7 +54,7 @@ class GuestMeter:
     def _reports(self, name: str) -> tuple[list[Mapping[str, Any]], float]:
         """What a guest has reported since the last reading, and the time that it is about.
 
-        Lines come a few times an interval, not at its end: rates are over the time between the last ones of two intervals.
+        Lines come a few times an interval, not at its end: rates are over the time between the last ones of two.
         """
         found = self._guests.reports(name)
         until_s = found[-1][0] if found else time.monotonic()

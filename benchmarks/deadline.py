@@ -1,29 +1,33 @@
 """Reservations and periods on this host: NANCY D3.4 Figures 24-27, NANCY D4.2 Figures 5-9 and 11-13.
 
-    python benchmarks/deadline.py [--part sets|periods|budget|steps|cost|scenarios]... [--format json]
+    python benchmarks/deadline.py [--part sets|periods|guests|guest-budget|budget|steps|cost|scenarios]... [--format json]
 
 ``sets``: 100 random task sets and 100 aperiodic wake-up sequences, simulated (1 to 3 periods of 20 to 200 ms, with a
 common divisor of 5 to 25 ms; exponential, lognormal, gamma, uniform, clustered, heavy-tailed and tick-bound pauses).
-``periods``: real tasks under ``twin period``. ``budget``: tasks of 10 and 20 ms in 100 ms, from 2 and from 8 ms.
+``periods``: real tasks under ``twin period``. ``guests``: the same of the virtual CPU of a partition whose guest runs
+tasks of 5 ms, 20 tries each, on the host as it is and with two busy programs beside. ``guest-budget``: ``twin deadline
+attach`` to such a virtual CPU, and the response that the guest then measures. ``budget``: tasks of 10 and 20 ms in 100 ms, from 2 and from 8 ms.
 ``steps``: 5, 15, 10 and 10, 30, 20 ms. ``cost``: CPU and memory of the monitor with 100 threads, T = 100 ms.
 ``scenarios``: the same budgets and steps by the controller ``sched_deadline`` on the library's scenarios, in emulation
 and on the flow model.
 
-Needs root, SCHED_DEADLINE and tracefs, apart from ``sets``; ``scenarios`` needs Docker and Open vSwitch too. Three
-minutes in all.
+Needs root, SCHED_DEADLINE and tracefs, apart from ``sets``; those with guests need QEMU and the guest image (``make
+images``), ``scenarios`` Docker and Open vSwitch. Eight minutes in all, five of them for ``guests``.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +40,12 @@ TWIN = [sys.executable, "-m", "scenarios.cli"]
 TASK = [sys.executable, str(Path(__file__).with_name("deadline_task.py"))]
 ATTACH = [*TWIN, "deadline", "attach", "--period", "100ms", "--format", "json"]
 OVH = 0.1
-PARTS = ("sets", "periods", "budget", "steps", "cost", "scenarios")
+GUEST_LOADS = (
+    ("40 ms", 40, "5000/40000"),
+    ("50 + 75 ms", 25, "5000/50000,5000/75000"),
+    ("45 + 60 + 105 ms", 15, "5000/45000,5000/60000,5000/105000"),
+)
+PARTS = ("sets", "periods", "guests", "guest-budget", "budget", "steps", "cost", "scenarios")
 T_S = 0.5
 
 
@@ -137,6 +146,119 @@ def periods() -> list[dict[str, Any]]:
                     for one in expected_ms)  # fmt: skip
         rows.append({"task": name, "period_ms": period_ms, "samples": answer["samples"], "right": right})
     return rows
+
+
+@contextlib.contextmanager
+def busy(count: int) -> Iterator[None]:
+    """Programs that never sleep."""
+    programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for one in programs:
+            one.kill()
+            one.wait()
+
+
+@contextlib.contextmanager
+def guest(server: Any, load: str) -> Iterator[int]:
+    """A partition with one processor that runs these tasks; its number."""
+    number = server.call("create-partition", cores=1, memory_mib=128)["id"]
+    try:
+        server.call("deploy", id=number, load=load)
+        yield number
+        server.call("shutdown", id=number)
+    finally:
+        server.call("destroy-partition", id=number)
+
+
+def guests(tries: int = 20, per_guest: int = 5) -> list[dict[str, Any]]:
+    """``twin period`` on the virtual CPU of guests."""
+    from benchmarks.partitions import Server
+
+    rows = []
+    server = Server()
+    try:
+        for beside in (0, 2):
+            for name, expected_ms, load in GUEST_LOADS:
+                found_ms, samples = [], []
+                for _ in range(tries // per_guest):
+                    with guest(server, load) as number, busy(beside):
+                        pid = server.call("info", id=number)["qemu_pid"]
+                        command = [*TWIN, "period", f"vcpus:{pid}", "--format", "json"]
+                        for _ in range(per_guest):
+                            done = subprocess.run(command, capture_output=True, text=True, check=True)
+                            answer = json.loads(done.stdout)
+                            found_ms.append(answer["period_s"] and round(answer["period_s"] * 1e3, 2))
+                            samples.append(answer["samples"])
+                wrong = [one for one in found_ms if one is None or abs(one - expected_ms) > 0.02 * expected_ms]
+                rows.append(
+                    {
+                        "tasks": name,
+                        "busy_beside": beside,
+                        "right": len(found_ms) - len(wrong),
+                        "of": len(found_ms),
+                        "samples_median": float(np.median(samples)),
+                        "samples_most": max(samples),
+                        "wrong_ms": wrong,
+                    }
+                )
+    finally:
+        server.close()
+    return rows
+
+
+def guest_budget(seconds: float = 20.0) -> list[dict[str, Any]]:
+    """The budget of a virtual CPU under ``twin deadline attach``, and what its guest measures meanwhile."""
+    from benchmarks.partitions import Server
+
+    rows = []
+    server = Server()
+    try:
+        for work_ms, period_ms in ((10, 100), (5, 40)):
+            for beside in (0, 2):
+                with guest(server, f"{work_ms * 1000}/{period_ms * 1000}") as number, busy(beside):
+                    server.call("configure", id=number, metrics_ms=1000)
+                    time.sleep(3)
+                    row: dict[str, Any] = {"task_ms": f"{work_ms} of {period_ms}", "busy_beside": beside}
+                    row["response_before_ms"] = response_us(server, number)["mean"] / 1e3
+                    target = f"partition:{server.name}/{number}"
+                    monitor = subprocess.Popen(
+                        [*TWIN, "deadline", "attach", target, "--duration", f"{seconds:g}s", "--format", "json"],
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.DEVNULL,
+                        text=True,
+                        env={**os.environ, "TWINBED_STATE": str(server.state)},
+                    )
+                    assert monitor.stdout is not None
+                    cycles, responses = [], []
+                    for line in monitor.stdout:
+                        cycles.append(json.loads(line))
+                        if cycles[-1]["time_s"] > seconds / 2:
+                            responses.append(response_us(server, number))
+                    monitor.wait()
+                    late = [one for one in cycles if one["time_s"] > seconds / 2]
+                    end = float(np.median([one["budget_s"] / one["period_s"] for one in late]))
+                    near = [abs((one["budget_s"] or 0) / one["period_s"] - end) < end / 4 for one in cycles]
+                    row["period_ms"] = late[-1]["period_s"] * 1e3
+                    # The first of four in which the share is less than a quarter away from where it ends.
+                    settled = [n for n in range(len(near) - 3) if all(near[n : n + 4])]
+                    row["settled_after_cycles"] = settled[0] + 1 if settled else None
+                    row["near_share"] = float(np.mean(near[settled[0] :])) if settled else 0.0
+                    row["budget_ms"] = float(np.median([one["budget_s"] for one in late])) * 1e3
+                    row["used_ms"] = float(np.median([one["used_s"] for one in late])) * 1e3
+                    row["response_ms"] = float(np.median([one["mean"] for one in responses])) / 1e3
+                    row["longest_response_ms"] = max(one["max"] for one in responses) / 1e3
+                    rows.append(row)
+    finally:
+        server.close()
+    return rows
+
+
+def response_us(server: Any, number: int) -> dict[str, Any]:
+    """Of the guest's task in its last metrics: ``mean`` and ``max``, in microseconds."""
+    found: dict[str, Any] = server.call("info", id=number)["metrics"]["load"][0]["response_us"]
+    return found
 
 
 def monitored(plans: list[str], duration_s: float, budget_ms: float) -> list[tuple[list[dict[str, Any]], np.ndarray]]:
@@ -366,6 +488,8 @@ def main() -> None:
     parts: dict[str, Callable[[], Any]] = {
         "sets": sets,
         "periods": periods,
+        "guests": guests,
+        "guest-budget": guest_budget,
         "budget": budget,
         "steps": steps,
         "cost": cost,

@@ -31,7 +31,8 @@ group = typer.Typer(
 )
 app.add_typer(group, name="deadline")
 
-_TARGETS = "PID (all its threads), tid:TID, container:NAME, vcpus:PID or qmp:SOCKET (virtual CPUs of QEMU)"
+_GUESTS = "the virtual CPUs of partition:[DAEMON/]ID (of a vmand), vcpus:PID or qmp:SOCKET (of any QEMU)"
+_TARGETS = f"PID (all its threads), tid:TID, container:NAME, or {_GUESTS}"
 _SIGNALS = {signal.SIGTERM: ExitCode.SIGTERM, signal.SIGHUP: ExitCode.SIGHUP}
 
 PeriodOption = Annotated[
@@ -75,9 +76,12 @@ def run_command(
     prints then goes to standard error.
     """
     settings = _settings(period, first_period, budget, cycle, ovh, samples, max_share, response)
+    from twin.emulation.deadline.sched import check_permission
     from twin.emulation.deadline.session import watch
     from twin.emulation.deadline.targets import family
 
+    with _reported():
+        check_permission()  # before the program is started
     try:
         with _ending():
             child = subprocess.Popen(command, stdout=sys.stderr if output is Format.JSON else None)
@@ -155,9 +159,9 @@ def serve(
 
 @app.command("period")
 def period_command(
-    target: Annotated[str, typer.Argument(metavar="PID|TID", help="the thread; also vcpus:PID, qmp:SOCKET")],
+    target: Annotated[str, typer.Argument(metavar="PID|TID", help=f"a thread, or {_GUESTS}")],
     timeout: Annotated[str, typer.Option(metavar="TIME", help="give up waiting for wake-ups")] = "30s",
-    bursts: Annotated[bool, typer.Option("--bursts", help="wake-ups come in bursts, as those of a guest do")] = False,
+    bursts: Annotated[bool, typer.Option("--bursts", help="PID|TID is a virtual CPU: tell its guest's jobs from its other wake-ups")] = False,
     min_period: Annotated[str, typer.Option(metavar="TIME", help="shortest period looked for")] = "5ms",
     max_period: Annotated[str, typer.Option(metavar="TIME", help="longest")] = "2s",
     plot: Annotated[bool, typer.Option("--plot", help="draw the spectrum S(f), live on a terminal")] = False,
@@ -329,8 +333,13 @@ def _printer(output: Format) -> Callable[[Sequence[Sample]], None]:
     if output is Format.JSON:
         encode = json.JSONEncoder().encode
         return lambda samples: print("\n".join(encode(one.to_json()) for one in samples), flush=True)
-    print(f"{'time_s':>8} {'tid':>8} {'budget':>9} {'period':>9} {'used':>9} {'alpha':>6} {'delta':>9} {'response':>9}")
-    return lambda samples: print("\n".join(map(_row, samples)), flush=True)
+    head = [f"{'time_s':>8} {'tid':>8} {'budget':>9} {'period':>9} {'used':>9} {'alpha':>6} {'delta':>9} {'response':>9}"]
+
+    def emit(samples: Sequence[Sample]) -> None:
+        print("\n".join([*head, *map(_row, samples)]), flush=True)
+        head.clear()
+
+    return emit
 
 
 def _row(sample: Sample) -> str:

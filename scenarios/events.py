@@ -18,6 +18,7 @@ from scenarios.source import Location, Source, dotted
 from topologies.model import App, Host, Partition, Switch, Topology, TopologyError, Ue
 from topologies.paths import parse_path, serving_gnb, slice_upf
 from twin.knobs import KNOBS, refusal
+from twin.partitions import unfit
 from twin.types import Action
 
 _VERBS = {
@@ -165,6 +166,8 @@ class EventReader:
     def _impossible(self, action: Action) -> str | None:
         """Why this topology cannot do what the action asks for, as far as that is known before the run."""
         scope, _, name = action.entity.partition(":")
+        if scope == "node" and (reason := unfit(self.topology.node(name), action)) is not None:
+            return reason
         if scope == "node" and isinstance(node := self.topology.node(name), Switch | Host):
             return f"{action.entity} {action.knob}: a {node.kind} has no container"
         if scope in ("node", "task") and action.knob in ("dl_runtime_us", "dl_period_us"):

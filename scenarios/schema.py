@@ -199,6 +199,42 @@ class ContainerNode(NodeSettings):
     )
 
 
+class GuestFiles(Strict):
+    """Files of the user's own for a partition, each in place of what TwinBed would take."""
+
+    kernel: str | None = Field(default=None, description="arm64 kernel (Image, gzip of one, or ELF)")
+    rootfs: str | None = Field(default=None, description="initramfs (cpio) or ext4 disk image")
+    dtb: str | None = Field(default=None, description="device tree blob")
+
+
+class PartitionNode(Strict):
+    """A partition of the edge server: an emulated aarch64 machine under the vManager."""
+
+    kind: Literal["partition"]
+    cores: int | None = Field(default=None, description="processors, 1 to 8 (default 1)")
+    memory: Memory | None = Field(default=None, description="memory, 64MiB to 64GiB (default 128MiB)")
+    memory_mib: float | None = Field(default=None, description="the same as a number of MiB")
+    cpu: Cpu | None = Field(default=None, description="CPU limit, e.g. 500m; its cores when left out")
+    cpu_millicores: float | None = Field(default=None, description="the same as a number of millicores")
+    critical: bool | None = Field(default=None, description="has priority over the others (default false)")
+    isolated: bool | None = Field(
+        default=None, description="false: a plain virtual machine without limits, for comparison (default true)"
+    )
+    vnf: Literal["none", "stream", "request"] | None = Field(
+        default=None, description="what its guest offers to UEs, as an app of that service does (default none)"
+    )
+    cpu_ms_per_request: float | None = Field(
+        default=None, description="CPU time of one request in ms of an undisturbed processor (default 2)"
+    )
+    tasks: Tasks | None = Field(
+        default=None,
+        description="periodic tasks in the guest: [{period: 40ms, work: 5ms}]; the entities task:NAME.1 ...",
+    )
+    image: GuestFiles | None = Field(
+        default=None, description="files of your own, beside the scenario file, in place of TwinBed's guest image"
+    )
+
+
 class HostNode(NodeSettings):
     """A bare network namespace."""
 
@@ -206,7 +242,16 @@ class HostNode(NodeSettings):
 
 
 AnyNode = Annotated[
-    UeNode | GnbNode | UpfNode | AppNode | SwitchNode | IabNodeSettings | IabDonorSettings | ContainerNode | HostNode,
+    UeNode
+    | GnbNode
+    | UpfNode
+    | AppNode
+    | PartitionNode
+    | SwitchNode
+    | IabNodeSettings
+    | IabDonorSettings
+    | ContainerNode
+    | HostNode,
     Field(discriminator="kind"),
 ]
 
@@ -279,6 +324,13 @@ class BackhaulEntry(Strict):
     )
 
 
+class EdgeEntry(Strict):
+    """What all partitions together may have."""
+
+    cores: int | None = Field(default=None, description="processors in all (default 4)")
+    memory: Memory | None = Field(default=None, description="memory in all (default 2GiB)")
+
+
 class TopologyEntry(Strict):
     """Nodes and links, written out or made by builders."""
 
@@ -290,6 +342,7 @@ class TopologyEntry(Strict):
     backhaul: Annotated[tuple[BackhaulEntry, ...], BeforeValidator(_read_list)] = Field(
         default=(), description="the flows of IAB nodes"
     )
+    edge: EdgeEntry = Field(default=EdgeEntry(), description="the edge server of the partitions")
     edge_cpus: int | None = Field(
         default=None,
         ge=1,
@@ -455,7 +508,10 @@ class TrafficEntry(Strict):
 
     name: Name = Field(description="name of the flows in the KPIs")
     ues: str = Field(description="the UE group (a node of kind ue)")
-    app: str = Field(description="the application (a node of kind app); its service gives direction and unit of rate")
+    app: str = Field(
+        description="the application (a node of kind app, or a partition with a vnf); its service gives direction and "
+        "unit of rate"
+    )
     rate: RateText | None = Field(
         default=None,
         description="per active UE: bit rate (2Mbps), or requests (5/s) for service request; left out with a profile "

@@ -10,6 +10,7 @@ from twin.emulation.errors import EmulationError
 from twin.emulation.network import HOST_ERRORS, Network
 from twin.emulation.replay import Replay
 from twin.knobs import SLA_KNOBS, refusal
+from twin.partitions import unfit
 from twin.types import Action
 
 
@@ -29,6 +30,11 @@ class Actuators:
             ("node", "memory_mib"): lambda name, a: network.set_node_memory(name, _number(a)),
             ("node", "replicas"): lambda name, a: network.set_replicas(name, int(_number(a))),
             ("node", "node_state"): self._node_state,
+            ("node", "partition_state"): lambda name, a: network.set_partition_state(name, str(a.value)),
+            ("node", "placement"): lambda name, a: network.placement.move(name, str(a.value)),
+            ("node", "attack"): lambda name, a: network.partition(name).attack(name, str(a.value)),
+            ("node", "dl_runtime_us"): lambda name, a: network.partition(name).set_dl_runtime(name, int(_number(a))),
+            ("node", "dl_period_us"): lambda name, a: network.partition(name).set_dl_period(name, int(_number(a))),
             ("link", "link_state"): lambda name, a: network.set_link_state(name, a.value == "up"),
             ("link", "bandwidth_mbps"): lambda name, a: network.impair(name, bandwidth_bps=_number(a) * 1e6),
             ("link", "delay_s"): lambda name, a: network.impair(name, delay_s=_number(a)),
@@ -72,12 +78,15 @@ class Actuators:
             return f"{action.knob} is a promise, not something a network can be set to"
         if scope == "node":
             return self._unfit(action, name)
-        if scope == "task" and not isinstance(plan.topology.node(name.rpartition(".")[0]), Container):
+        inside = scope == "task" and not isinstance(plan.topology.node(name.rpartition(".")[0]), Container)
+        if inside and action.knob != "task_work_us":
             return f"{action.entity} {action.knob}: a thread in a guest is not this host's to reserve for"
         return None
 
     def _unfit(self, action: Action, name: str) -> str | None:
         node = self._network.plan.topology.node(name)
+        if (reason := unfit(node, action)) is not None:
+            return reason
         if isinstance(node, Switch | Host):
             return f"{action.entity} {action.knob}: a {node.kind} has no container"
         if action.knob == "replicas" and not (isinstance(node, App) and node.service == "request"):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from topologies.model import App, Container, Gnb, Topology, Ue, Upf
+from topologies.model import App, Container, Gnb, Topology, TopologyError, Ue, Upf
 from twin.emulation.backhaul import SINK_PORT, SOURCE_MTU, BackhaulPlan
 from twin.emulation.plan import RADIO_PORT, Plan
 
@@ -72,6 +72,13 @@ def app_address(plan: Plan, app: str, slice_name: str) -> str:
     """N6 address of an application as the UEs of a slice see it."""
     pair = plan.pair(plan.slice_upfs[slice_name], app)
     return pair.a.address if pair.a.node == app else pair.b.address
+
+
+def partition_address(plan: Plan, name: str) -> str:
+    """Address of a partition's guest; TopologyError when no link leads to it."""
+    for interface in plan.interfaces_of(name):
+        return interface.address
+    raise TopologyError(f"partition {name}: has no link")
 
 
 def programs(plan: Plan, *, seed: int, epoch_ns: int) -> Iterator[ProgramSpec]:

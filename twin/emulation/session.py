@@ -176,10 +176,12 @@ class EmulationSession:
             raise BackendError(str(error)) from error
 
     def _observe(self, until_s: float) -> Observation:
+        self._network.watch_guests()
         # First, since it is about milliseconds.
         reserved = self._network.reservations.kpis(until_s) if self._network.reservations else []
         self._network.check_alive()
         self._replay.check()
+        self._network.placement.recover()
         span_s, read_s = self._span()
         readings = self._read()
         kpis = self._meter.kpis(until_s, span_s, readings, self._replay.active_ues())
@@ -235,6 +237,7 @@ class EmulationSession:
             kind = "app" if spec.module in ("app_stream", "app_telemetry", "balancer") else spec.module
             key = spec.node if kind in ("ue", "traffic", "upf", "app", "tasks") else spec.name
             by_module.setdefault(kind, {})[key] = stats
+        by_module.setdefault("app", {}).update(dict(self._network.guest_streams()))
         self._task_stats = by_module.get("tasks", {})
         self._backhaul_stats = by_module.get("backhaul", {})
         return Readings(

@@ -57,9 +57,8 @@ class Client:
             self._socket.connect(str(path))
         except OSError as error:
             self._socket.close()
-            raise NoDaemonError(
-                f"no vmand on {path}: {error.strerror or error}; start one with: vmand --detach"
-            ) from None
+            what = "run vmanctl as root" if isinstance(error, PermissionError) else "start one with: vmand --detach"
+            raise NoDaemonError(f"no vmand answers on {path}: {error.strerror or error}; {what}") from None
         self._file = self._socket.makefile("rb")
 
     def call(self, command: str, args: Mapping[str, Any] | None = None) -> dict[str, Any]:

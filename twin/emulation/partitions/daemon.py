@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from twin.emulation.cgroups import CgroupError
+from twin.emulation.cgroups import CgroupError, Layout
 from twin.emulation.gc import collect
 from twin.emulation.partitions import isolation
 from twin.emulation.partitions.client import DEFAULT_NAME, socket_path, state_folder
@@ -206,6 +206,12 @@ def _server(options: argparse.Namespace) -> EdgeServer:
         raise StartError("vmand needs root: namespaces, TAPs and control groups")
     if not shutil.which(PROGRAM):
         raise StartError(f"{PROGRAM} not found; apt-get install qemu-system-arm")
+    try:
+        Layout.of_host()
+    except CgroupError as error:
+        raise StartError(error) from None
+    if options.image is not None and not options.image.is_dir():
+        raise StartError(f"image must be a folder that make images made, got {options.image}: no such folder")
     if len(str(state_folder(options.name))) > _MOST_SOCKET_PATH - len("/p1000000/channel.sock"):
         raise StartError(f"the path of the state folder is too long for sockets: {state_folder(options.name)}")
     return EdgeServer(options.name, cores, memory_mib, options.critical, subnet, options.image, options.libvirt)

@@ -251,7 +251,7 @@ def test_the_daemon_watches_threads_and_tells_periods(state: Path, tmp_path: Pat
         assert ask(connection, "DELETE", f"/threads/{tid}") == (204, None)
         assert policy(tid) == 0
         second = twin("deadline", "serve", "--listen", str(path))
-        assert (second.returncode, second.stderr) == (2, f"cannot listen on {path}: a daemon does\n")
+        assert (second.returncode, second.stderr) == (2, f"twin: cannot listen on {path}: a daemon does\n")
         ask(connection, "POST", "/threads", {"tid": tid})
         connection.close()
         daemon.send_signal(signal.SIGTERM)

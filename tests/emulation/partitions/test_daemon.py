@@ -299,7 +299,11 @@ def test_vmanctl(make_daemon: Make) -> None:
     assert refusal.returncode == 1
     assert refusal.stderr == "vmanctl: EPERM: partition 1 is READY; only a SUSPENDED one can be restored\n"
     assert json.loads(daemon.ctl("--format", "json", "suspend", "9").stdout)["error"]["class"] == "ENOENT"
-    assert "-dtb VALUE" in daemon.ctl("deploy", "--help").stdout
+    deploy = " ".join(daemon.ctl("deploy", "--help").stdout.split())
+    assert "-dtb FILE" in deploy and "-timeout-s NUMBER" in deploy and "-wait true|false" in deploy
+    assert "processors (an integer in [1, 8]; required)" in " ".join(
+        daemon.ctl("create-partition", "--help").stdout.split()
+    )
     assert daemon.ctl("destroy-partition", "1").returncode == 0
     daemon.terminate()
     absent = daemon.ctl("list")

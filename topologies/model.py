@@ -485,7 +485,6 @@ class Topology:
     def _check_partitions(self) -> None:
         """All partitions fit into the edge server, at once."""
         used = {"cores": 0.0, "memory_mib": 0.0}
-        linked = {end for link in self.links for end in (link.a, link.b)}
         for node in self.of_kind(Partition):
             for what, unit in (("cores", ""), ("memory_mib", " MiB")):
                 wanted, total = getattr(node, what), getattr(self.edge, what)
@@ -495,8 +494,6 @@ class Topology:
                     raise TopologyError(f"{where}, got {wanted:g}{unit}")
                 if used[what] > total:
                     raise TopologyError(f"{where}, and with this one partitions have {used[what]:g}{unit}")
-            if node.name not in linked:
-                raise TopologyError(f"partition {node.name}: has no link")
 
     def _check_bands(self) -> None:
         """Links with a band join IAB nodes and donors and lead nowhere in circles."""

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from scenarios.execution import execute
+from scenarios.loader import load_scenario
+from scenarios.registry import find_scenario
 from tests.partition_network import load, network, walk
 from topologies.model import Partition, PeriodicTask
 from twin.deadline.admission import Admission
@@ -22,6 +27,13 @@ def test_the_walk_of_every_backend_and_twice_the_same() -> None:
             return walk(session, patience=20).seen
 
     assert played() == played()
+
+
+def test_the_library_scenario_keeps_what_it_asserts(tmp_path: Path) -> None:
+    ended = execute(load_scenario(find_scenario("edge_partitions"), fidelity="flow"), runs=tmp_path)
+    assert ended.result.status == "VALID"
+    assert ended.assertions
+    assert [one.text for one in ended.assertions if not one.passed] == []
 
 
 def test_tasks_of_a_guest_share_its_processor() -> None:

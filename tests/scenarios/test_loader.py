@@ -810,7 +810,6 @@ def test_an_own_system_of_a_partition_lies_beside_the_file(tmp_path: Path) -> No
             "events[1].value: node:control cpu_millicores: partition control is critical: "
             "its CPU time is never limited",
         ),
-        ('    - endpoints: ["upf1", "edge2"]\n', "", "partition edge2: has no link"),
         ("edge: {cores: 4", "edge: {cores: 0", "edge: cores must be in [1, 256], got 0"),
     ],
 )  # fmt: skip

@@ -30,6 +30,7 @@ _HARMONICS = 6
 _MAX_PEAKS = 8
 _LEAST = 0.6  # of the smallest N must be left when bursts are merged
 _NEARLY = 0.75  # of a peak's height: with one of ten points in between, that is what a multiple keeps
+_SPARSE = 2.0  # periods per point, above which many points are needed
 _CLEARLY = 0.03  # by which one reading of bursts must be better than a simpler one
 _OFTEN, _VERY_OFTEN = 1.2, 1.5  # as many jobs with the short ones as without: worth a look, worth waiting for
 _APART = 12  # so much shorter a common period of both is too unlikely
@@ -242,8 +243,14 @@ def _holds(points: Floats, peak: Peak, settings: PeriodSettings, trials: float) 
 
 
 def _hangs_on_few(points: Floats, peak: Peak, settings: PeriodSettings) -> bool:
-    """Whether nearly all points have a period that is a multiple of the peak's: the others may be no releases."""
+    """Whether nearly all points have a period that is a multiple of the peak's: the others may be no releases.
+
+    Or whether the period is much shorter than the intervals: of few points that a busy host delayed, some such period
+    nearly always fits.
+    """
     length_s = float(points[-1] - points[0])
+    if len(points) < settings.samples[-2:][0] * _LEAST and length_s * peak.frequency_hz > _SPARSE * (len(points) - 1):
+        return True
     for factor in range(2, _HARMONICS + 1):
         frequency_hz = peak.frequency_hz / factor
         if frequency_hz < max(1 / settings.max_period_s, _MIN_TURNS / length_s):

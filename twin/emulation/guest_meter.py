@@ -5,6 +5,7 @@ Reservations and wake-ups of vCPUs are those of host threads: :mod:`twin.emulati
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +34,7 @@ class GuestMeter:
     def __init__(self, guests: Guests) -> None:
         self._guests = guests
         self._deltas = Deltas()
+        self._reported_s = dict.fromkeys(guests.partitions, time.monotonic())
 
     def kpis(self, time_s: float, span_s: float, name: str) -> _Rows:
         """KPIs of one partition, of its tasks and of its service."""
@@ -40,14 +42,24 @@ class GuestMeter:
         state = guests.managed(name).state.lower()
         rows = [Kpi(time_s, entity, "partition_state", float(PARTITION_STATES.index(state)))]
         computing = Computing.read(guests.group(name), name, self._deltas, span_s)
-        reports = guests.reports(name)
+        reports, reported_s = self._reports(name)
         if state == "ready":
             return rows
         rows += self._computing(time_s, entity, name, computing)
-        rows += self._tasks(time_s, span_s, name, reports)
+        rows += self._tasks(time_s, reported_s, name, reports)
         if guests.partitions[name].vnf == "request":
-            rows += self._requests(time_s, span_s, entity, reports)
+            rows += self._requests(time_s, reported_s, entity, reports)
         return rows
+
+    def _reports(self, name: str) -> tuple[list[Mapping[str, Any]], float]:
+        """What a guest has reported since the last reading, and the time that it is about.
+
+        Lines come a few times an interval, not at its end: rates are over the time between the last ones of two.
+        """
+        found = self._guests.reports(name)
+        until_s = found[-1][0] if found else time.monotonic()
+        since_s, self._reported_s[name] = self._reported_s[name], until_s
+        return [report for _, report in found], max(until_s - since_s, 1e-3)
 
     def _computing(self, time_s: float, entity: str, name: str, computing: Computing) -> Iterable[Kpi]:
         reserved, partition = self._guests.reservation(name), self._guests.partitions[name]

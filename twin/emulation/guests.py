@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -36,7 +37,8 @@ from twin.journal import Journal
 METRICS_MS = 200
 ECHO_PORT = 5007
 _BOOT_LIMIT_S = 60.0  # several at once on few processors
-_Report = Mapping[str, Any]
+Report = tuple[float, Mapping[str, Any]]
+"""Monotonic time of arrival, and a metrics line of the VNF runtime."""
 
 
 class Guests:
@@ -59,7 +61,7 @@ class Guests:
         server = EdgeServer(run_id, edge.cores, edge.memory_mib, "auto", IPv4Network(SUBNET))
         self._edge = Edge(server, folder, journal)
         self._edge.manager.reported = self._take
-        self._reports: dict[str, list[_Report]] = defaultdict(list)
+        self._reports: dict[str, list[Report]] = defaultdict(list)
         self._lock = threading.Lock()
         self._booting: dict[str, Future[dict[str, Any]]] = {}
         self._dl_period_us: dict[str, int] = {}
@@ -260,14 +262,14 @@ class Guests:
         self._vcpus[name] = (pid, threads)
         return threads
 
-    def reports(self, name: str) -> list[_Report]:
+    def reports(self, name: str) -> list[Report]:
         """The metrics lines of a guest since the last call, oldest first."""
         with self._lock:
             return self._reports.pop(name, [])
 
-    def _take(self, name: str, report: _Report) -> None:
+    def _take(self, name: str, report: Mapping[str, Any]) -> None:
         with self._lock:
-            self._reports[name].append(report)
+            self._reports[name].append((time.monotonic(), report))
 
     @property
     def details(self) -> Mapping[str, object]:

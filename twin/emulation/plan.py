@@ -163,6 +163,11 @@ def make_plan(topology: Topology) -> Plan:
     )
 
 
+def transport_address(node: int, place: int) -> str:
+    """Address of the ``place``-th interface (from 1) of the ``node``-th node (from 0) in the transport."""
+    return f"10.1.{node // 16}.{node % 16 * 16 + place}"
+
+
 def reroute(plan: Plan, pair: Pair, route: Route) -> Pair:
     """The pair on another route; the route must use the same interfaces at both ends.
 
@@ -217,7 +222,7 @@ def _interfaces(topology: Topology, radio_links: dict[str, str]) -> dict[tuple[s
                 number = numbers[own]
                 # A partition's guest has one interface: its address is the same over all links.
                 place = 1 if isinstance(node, Partition) else counters[own]
-                address = f"10.1.{number // 16}.{number % 16 * 16 + place}"
+                address = transport_address(number, place)
                 if counters[own] > 15:
                     raise TopologyError(f"{node.kind} {own}: at most 15 links on emulation")
             name = given or f"eth{counters[own]}"

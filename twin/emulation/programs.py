@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from topologies.model import App, Container, Gnb, Topology, TopologyError, Ue, Upf
+from topologies.model import App, Container, Gnb, Topology, Ue, Upf
 from twin.emulation.backhaul import SINK_PORT, SOURCE_MTU, BackhaulPlan
-from twin.emulation.plan import RADIO_PORT, Plan
+from twin.emulation.plan import RADIO_PORT, Plan, transport_address
 
 N6_MTU = 1500
 UE_MTU = 1400
@@ -75,10 +75,8 @@ def app_address(plan: Plan, app: str, slice_name: str) -> str:
 
 
 def partition_address(plan: Plan, name: str) -> str:
-    """Address of a partition's guest; TopologyError when no link leads to it."""
-    for interface in plan.interfaces_of(name):
-        return interface.address
-    raise TopologyError(f"partition {name}: has no link")
+    """Address of a partition's guest, the same over all its links."""
+    return transport_address([node.name for node in plan.topology.nodes].index(name), 1)
 
 
 def programs(plan: Plan, *, seed: int, epoch_ns: int) -> Iterator[ProgramSpec]:

@@ -72,14 +72,15 @@ class Reservations:
         """Make these threads what an entity is; ThreadEndedError when one is gone. Other threads of it are let go."""
         self.let_go(entity)
         holder = self._holders[entity] = _Holder()
-        for tid in tids:
-            try:
+        try:
+            for tid in tids:
                 descriptor = os.open(f"/proc/{tid}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
-            except OSError:
-                raise ThreadEndedError(f"thread {tid} of {entity}: has ended, or never was") from None
-            holder.threads.append(_Thread(tid, descriptor))
-            if self._wizard is not None:
-                self._wizard.add(tid, virtual_cpu=virtual_cpus)
+                holder.threads.append(_Thread(tid, descriptor))
+                if self._wizard is not None:
+                    self._wizard.add(tid, virtual_cpu=virtual_cpus)
+        except (OSError, ThreadEndedError):
+            self.let_go(entity)
+            raise ThreadEndedError(f"thread {tid} of {entity}: has ended, or never was") from None
 
     def let_go(self, entity: str) -> None:
         """Forget an entity, with the reservations of its threads given back."""

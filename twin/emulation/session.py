@@ -145,8 +145,12 @@ class EmulationSession:
 
     @property
     def details(self) -> Mapping[str, object]:
-        """For the manifest: image digests, how links are impaired, wall clock of the first user packet."""
-        return {"images": self._network.images, **self._network.features, "first_user_packet": self.first_packet_s}
+        """For the manifest: image digests, how links are impaired, wall clock of the first user packet, and why the
+        periods of wake-ups are unknown if they are."""
+        found = {"images": self._network.images, **self._network.features, "first_user_packet": self.first_packet_s}
+        if self._network.reservations is not None and self._network.reservations.untraced:
+            found["wakeup_periods"] = self._network.reservations.untraced
+        return found
 
     def apply(self, actions: Sequence[Action]) -> Sequence[Outcome]:
         """Carry out actions on what really runs; each outcome says when the change was in force."""

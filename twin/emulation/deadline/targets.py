@@ -155,7 +155,7 @@ def _partition(text: str, rest: str) -> Target:
             found = client.call("info", {"id": int(number)})
     except (VmanError, NoDaemonError) as error:
         raise DeadlineError(f"{text}: {error}") from None
-    numbers = set(map(int, found["vcpu_threads"]))
+    numbers = set(map(int, found.get("vcpu_threads") or ()))
     if not numbers:
         raise DeadlineError(
             f"{text}: does not run, its state is {found['state']}; start it with: vmanctl deploy {number}"

@@ -160,7 +160,12 @@ def _journal(name: str, folder: Path) -> Journal:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vmand", description="Partitions of an edge server: QEMU aarch64 guests.")
+    parser = argparse.ArgumentParser(
+        prog="vmand",
+        description="The vManager: partitions of an edge server, each a QEMU aarch64 guest. vmanctl gives the orders.",
+        epilog="When it ends, however it does, guests go on, and a vmand of the same name takes them over. "
+        "twin destroy vmand-NAME ends it with everything it has; twin gc removes what a dead one left.",
+    )
     parser.add_argument(
         "--name", default=DEFAULT_NAME, help="several daemons have several names (default: %(default)s)"
     )

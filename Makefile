@@ -4,7 +4,7 @@ TWIN := .venv/bin/twin
 PYTEST := .venv/bin/python -m pytest
 # Comparisons that take hours, or need a model or data, are run on their own: docs/benchmarks.md.
 ON_THEIR_OWN := $(addprefix benchmarks/,iab.py phaul.py prior_search.py slice_model.py microopt.py microopt_emulation.py)
-BENCHMARKS := $(filter-out $(ON_THEIR_OWN),$(wildcard benchmarks/*.py))
+BENCHMARKS := $(filter-out $(ON_THEIR_OWN) benchmarks/deadline_task.py,$(wildcard benchmarks/*.py))
 
 .PHONY: help setup setup-guests setup-test images scenario test check format docs benchmarks gc
 

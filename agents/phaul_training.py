@@ -42,6 +42,7 @@ try:
     from gymnasium import spaces
     from sb3_contrib import MaskablePPO
     from stable_baselines3 import PPO
+    from stable_baselines3.common.logger import Logger
     from stable_baselines3.common.vec_env import VecEnv
 except ModuleNotFoundError as error:
     raise SolveError(f"training: no package {error.name}: needs pip install 'twinbed[learning]'") from None
@@ -323,6 +324,8 @@ def _train(plan: Training, folder: Path | None, resume: bool, progress: Callable
     environment = SearchVecEnv(plan)
     algorithm = MaskablePPO if plan.masking else PPO
     model = algorithm("MlpPolicy", environment, n_steps=UPDATE_STEPS // ENVIRONMENTS, seed=plan.seed, device="cpu")
+    # Without one of our own, every call of learn() makes a logger with a temporary folder that nobody removes.
+    model.set_logger(Logger(folder=None, output_formats=[]))
     run = _Run(plan, environment, model)
     where = "policy" if folder is None else str(folder / CHECKPOINT)
     if resume:

@@ -39,7 +39,9 @@ _GATEWAY = "10.77.0.1"
 class Server:
     """A vmand in a folder of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, *options: str) -> None:
+        """``options`` of vmand instead of four cores and 1 GiB."""
+        self._options = options or ("--cores", "4", "--memory-mib", "1024")
         self.name = f"bench{os.getpid()}"
         self.state = Path(tempfile.mkdtemp(prefix="twinbed-bench-", dir="/tmp"))
         self.socket = self.state / "vmand" / self.name / "vmand.sock"
@@ -48,8 +50,8 @@ class Server:
     def start(self) -> float:
         """Start it; seconds until it listens."""
         begin = time.perf_counter()
-        command = [sys.executable, "-m", "twin.emulation.partitions.daemon", "--name", self.name, "--cores", "4"]
-        command += ["--memory-mib", "1024", "--image", str(image_folder()), "--detach"]
+        command = [sys.executable, "-m", "twin.emulation.partitions.daemon", "--name", self.name, *self._options]
+        command += ["--image", str(image_folder()), "--detach"]
         subprocess.run(command, env={**os.environ, "TWINBED_STATE": str(self.state)}, check=True, capture_output=True)
         return time.perf_counter() - begin
 

@@ -157,7 +157,7 @@ def run(
         "settings": dict(_setting(text) for text in settings or ()),
     }
     loaded = _load(scenario, **overrides)
-    if fallback is not None and loaded.fidelity == "emulation" and (missing := emulation_missing()):
+    if fallback is not None and loaded.fidelity == "emulation" and (missing := emulation_missing(loaded.topology)):
         _say("emulation is not possible here, running in flow instead:")
         for item in missing:
             _say(f"  {item}")
@@ -533,7 +533,18 @@ def main(arguments: list[str] | None = None) -> int:
             _discard_stdout()
             _say(f"twin: cannot write the output: {error.strerror}")
             return ExitCode.FAILED
-        return _explain(error, "--debug" in given)
+        code = _explain(error, "--debug" in given)
+        # A file that cannot be written is a bad --out, unless no other would do either.
+        return ExitCode.FAILED if code == ExitCode.USAGE and _disk_full(error) else code
+
+
+def _disk_full(error: BaseException | None) -> bool:
+    """Whether an error was raised because the disk, or the user's share of it, is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _discard_stdout() -> None:

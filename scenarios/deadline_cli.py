@@ -31,7 +31,8 @@ group = typer.Typer(
 )
 app.add_typer(group, name="deadline")
 
-_TARGETS = "PID (all its threads), tid:TID, container:NAME, vcpus:PID or qmp:SOCKET (virtual CPUs of QEMU)"
+_GUESTS = "the virtual CPUs of partition:[DAEMON/]ID (of a vmand), vcpus:PID or qmp:SOCKET (of any QEMU)"
+_TARGETS = f"PID (all its threads), tid:TID, container:NAME, or {_GUESTS}"
 _SIGNALS = {signal.SIGTERM: ExitCode.SIGTERM, signal.SIGHUP: ExitCode.SIGHUP}
 
 PeriodOption = Annotated[
@@ -40,14 +41,15 @@ PeriodOption = Annotated[
 FirstOption = Annotated[
     str, typer.Option("--first-period", metavar="TIME", help="with --period auto: until one is found, or none is")
 ]
-BudgetOption = Annotated[str, typer.Option("--budget", metavar="TIME", help="first guess; need not be good")]
-CycleOption = Annotated[str, typer.Option("--cycle", metavar="TIME", help="monitoring period T")]
-OvhOption = Annotated[float, typer.Option("--ovh", help="budget above use, as a share of it")]
-SamplesOption = Annotated[int, typer.Option("--samples", help="cycles whose maximum counts (N)")]
-ShareOption = Annotated[float, typer.Option("--max-share", help="of the period, at most")]
+BudgetOption = Annotated[str, typer.Option("--budget", metavar="TIME", help="budget to begin with; need not be good")]
+CycleOption = Annotated[str, typer.Option("--cycle", metavar="TIME", help="how often budgets are set (T)")]
+OvhOption = Annotated[float, typer.Option("--ovh", help="what a budget has above what is used, as a share of it")]
+SamplesOption = Annotated[int, typer.Option("--samples", help="the most used in so many cycles counts (N)")]
+ShareOption = Annotated[float, typer.Option("--max-share", help="a budget is at most this share of its period")]
 ResponseOption = Annotated[
     bool, typer.Option("--response/--no-response", help="trace wake-ups and sleeps to measure response times")
 ]
+CyclesOption = Annotated[Format, typer.Option("--format", help="a table to read, or one JSON object a line")]
 DurationOption = Annotated[str | None, typer.Option("--duration", metavar="TIME", help="end after this time")]
 
 
@@ -58,7 +60,7 @@ class _Ended(Exception):
 
 @group.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def run_command(
-    command: Annotated[list[str], typer.Argument(metavar="-- CMD...", help="the program and its arguments")],
+    command: Annotated[list[str], typer.Argument(metavar="CMD", help="the program and its arguments, after --")],
     period: PeriodOption = "auto",
     first_period: FirstOption = "100ms",
     budget: BudgetOption = "2ms",
@@ -67,17 +69,20 @@ def run_command(
     samples: SamplesOption = 2,
     max_share: ShareOption = 0.8,
     response: ResponseOption = True,
-    output: FormatOption = Format.TABLE,
+    output: CyclesOption = Format.TABLE,
 ) -> None:
     """Run a program with a reservation for each of its threads; the exit code is the program's.
 
-    With --format json every monitoring cycle of a thread is one object on standard output; what the program
-    prints then goes to standard error.
+    Prints a line for each thread and monitoring cycle, as attach does; with --format json what the program itself
+    prints goes to standard error.
     """
     settings = _settings(period, first_period, budget, cycle, ovh, samples, max_share, response)
+    from twin.emulation.deadline.sched import check_permission
     from twin.emulation.deadline.session import watch
     from twin.emulation.deadline.targets import family
 
+    with _reported():
+        check_permission()  # before the program is started
     try:
         with _ending():
             child = subprocess.Popen(command, stdout=sys.stderr if output is Format.JSON else None)
@@ -118,9 +123,14 @@ def attach(
     max_share: ShareOption = 0.8,
     response: ResponseOption = True,
     duration: DurationOption = None,
-    output: FormatOption = Format.TABLE,
+    output: CyclesOption = Format.TABLE,
 ) -> None:
-    """Give running threads reservations, until Ctrl-C, --duration or the end of all; then all is as before."""
+    """Give running threads reservations, until Ctrl-C, --duration or the end of all; then all is as before.
+
+    Prints a line for each thread and monitoring cycle: budget and period of its reservation from now on, CPU time used
+    per period, alpha = budget / period, delta = 2 (period - budget), the worst-case delay, and response, the longest
+    time from a wake-up to the next sleep.
+    """
     settings = _settings(period, first_period, budget, cycle, ovh, samples, max_share, response)
     until = _until(duration)
     with _ending(), _reported():
@@ -155,15 +165,18 @@ def serve(
 
 @app.command("period")
 def period_command(
-    target: Annotated[str, typer.Argument(metavar="PID|TID", help="the thread; also vcpus:PID, qmp:SOCKET")],
+    target: Annotated[str, typer.Argument(metavar="PID|TID", help=f"a thread, or {_GUESTS}")],
     timeout: Annotated[str, typer.Option(metavar="TIME", help="give up waiting for wake-ups")] = "30s",
-    bursts: Annotated[bool, typer.Option("--bursts", help="wake-ups come in bursts, as those of a guest do")] = False,
+    bursts: Annotated[bool, typer.Option("--bursts", help="PID|TID is a virtual CPU: tell its guest's jobs from its other wake-ups")] = False,
     min_period: Annotated[str, typer.Option(metavar="TIME", help="shortest period looked for")] = "5ms",
     max_period: Annotated[str, typer.Option(metavar="TIME", help="longest")] = "2s",
     plot: Annotated[bool, typer.Option("--plot", help="draw the spectrum S(f), live on a terminal")] = False,
     output: FormatOption = Format.TABLE,
 ) -> None:
-    """The period of a thread, from the times at which it wakes; "not periodic" after 100 wake-ups without one."""
+    """The period of a thread, from the times at which it wakes; "not periodic" after 100 wake-ups without one.
+
+    A PID stands for the first thread of the process. Of virtual CPUs, the jobs of the guest count instead of wake-ups.
+    """
     timeout_s = _time("--timeout", timeout)
     low_s, high_s = _time("--min-period", min_period), _time("--max-period", max_period)
     with _ending(), _reported():
@@ -183,7 +196,7 @@ def period_command(
             for tid in tids:
                 wizard.add(tid, virtual_cpu=bursts or found.virtual_cpus)
             _wait(wizard, tids, found.threads, timeout_s, settings if plot else None)
-            _print_periods(wizard, tids, output)
+            _print_periods(wizard, tids, output, "jobs of the guest" if bursts or found.virtual_cpus else "wake-ups")
 
 
 def _wait(
@@ -209,22 +222,22 @@ def _wait(
         time.sleep(0.05)
 
 
-def _print_periods(wizard: PeriodWizard, tids: list[int], output: Format) -> None:
+def _print_periods(wizard: PeriodWizard, tids: list[int], output: Format, what: str) -> None:
     from twin.emulation.deadline.periods import to_json
 
     for tid in tids:
         verdict, final = wizard.verdict(tid)
         if not final:
             _tell(
-                f"thread {tid}: {verdict.samples} wake-ups are too few to tell; "
+                f"thread {tid}: {verdict.samples} {what} are too few to tell; "
                 f"{'10 to 100 are needed' if verdict.samples < 100 else 'more are needed'}"
             )
         if output is Format.JSON:
             print(json.dumps(to_json(tid, verdict)), flush=True)
         elif verdict.period_s is not None:
-            print(f"{tid}: period {verdict.period_s * 1e3:.2f} ms ({verdict.samples} wake-ups)")
+            print(f"{tid}: period {verdict.period_s * 1e3:.2f} ms ({verdict.samples} {what})")
         else:
-            print(f"{tid}: {'not periodic' if final else 'no answer'} ({verdict.samples} wake-ups)")
+            print(f"{tid}: {'not periodic' if final else 'no answer'} ({verdict.samples} {what})")
 
 
 def _drawing(wizard: PeriodWizard, tid: int, settings: PeriodSettings, height: int = 10) -> str:
@@ -320,7 +333,7 @@ def _reported() -> Iterator[None]:
 
         raise MissingPartError(str(error)) from None
     except (DeadlineError, JournalError) as error:
-        _tell(str(error))
+        _tell(f"twin: {error}")
         raise typer.Exit(ExitCode.USAGE) from None
 
 
@@ -329,8 +342,13 @@ def _printer(output: Format) -> Callable[[Sequence[Sample]], None]:
     if output is Format.JSON:
         encode = json.JSONEncoder().encode
         return lambda samples: print("\n".join(encode(one.to_json()) for one in samples), flush=True)
-    print(f"{'time_s':>8} {'tid':>8} {'budget':>9} {'period':>9} {'used':>9} {'alpha':>6} {'delta':>9} {'response':>9}")
-    return lambda samples: print("\n".join(map(_row, samples)), flush=True)
+    head = [f"{'time_s':>8} {'tid':>8} {'budget':>9} {'period':>9} {'used':>9} {'alpha':>6} {'delta':>9} {'response':>9}"]
+
+    def emit(samples: Sequence[Sample]) -> None:
+        print("\n".join([*head, *map(_row, samples)]), flush=True)
+        head.clear()
+
+    return emit
 
 
 def _row(sample: Sample) -> str:

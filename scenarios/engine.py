@@ -455,6 +455,7 @@ def scope_of(spec: ControllerSpec, scenario: Scenario) -> tuple[str, ...]:
         *(f"node:{node.name}" for node in topology.nodes),
         *(f"link:{link.name}" for link in topology.links),
         *(f"flow:{flow.name}" for flow in topology.backhaul),
+        *(f"task:{name}" for name in topology.tasks),
     )
 
 

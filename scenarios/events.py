@@ -15,9 +15,10 @@ from scenarios.schema import (
     UeEvent,
 )
 from scenarios.source import Location, Source, dotted
-from topologies.model import App, Host, Switch, Topology, TopologyError, Ue
+from topologies.model import App, Host, Partition, Switch, Topology, TopologyError, Ue
 from topologies.paths import parse_path, serving_gnb, slice_upf
 from twin.knobs import KNOBS, refusal
+from twin.partitions import unfit
 from twin.types import Action
 
 _VERBS = {
@@ -37,6 +38,7 @@ def entities_of(topology: Topology) -> list[str]:
         *(f"node:{node.name}" for node in topology.nodes),
         *(f"link:{link.name}" for link in topology.links),
         *(f"flow:{flow.name}" for flow in topology.backhaul),
+        *(f"task:{name}" for name in topology.tasks),
         *(f"ue:{ue_id}" for ue in topology.of_kind(Ue) for ue_id in ue.ue_ids),
     ]
 
@@ -164,8 +166,17 @@ class EventReader:
     def _impossible(self, action: Action) -> str | None:
         """Why this topology cannot do what the action asks for, as far as that is known before the run."""
         scope, _, name = action.entity.partition(":")
+        if scope == "node" and (reason := unfit(self.topology.node(name), action)) is not None:
+            return reason
         if scope == "node" and isinstance(node := self.topology.node(name), Switch | Host):
             return f"{action.entity} {action.knob}: a {node.kind} has no container"
+        if scope in ("node", "task") and action.knob in ("dl_runtime_us", "dl_period_us"):
+            node = self.topology.node(name.rpartition(".")[0] or name)
+            if isinstance(node, Partition) != (scope == "node"):
+                return (
+                    f"{action.knob} acts on tasks of containers and on partitions as a whole, got {action.entity} "
+                    f"of a {node.kind}"
+                )
         if action.knob == "replicas":
             node = self.topology.node(name)
             if not (isinstance(node, App) and node.service == "request"):

@@ -82,7 +82,7 @@ def execute(
     """
     progress = progress or Progress()
     # The backend needs the folder and the id of the run, so its parts are looked for first.
-    build = make_backend(scenario.fidelity)
+    build = make_backend(scenario.fidelity, scenario.topology)
     with RunStore.create(runs, scenario.name) as store:
         backend = build(
             run_id=store.run_id,

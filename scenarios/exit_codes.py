@@ -23,7 +23,7 @@ class ExitCode(IntEnum):
     )
     FAILED = (
         1,
-        "the run FAILED (network lost, disk full, controller unusable), an assertion does not hold, "
+        "the run FAILED (network lost, controller unusable), the disk is full, an assertion does not hold, "
         "no allocation reaches the thresholds (twin slice-opt solve), or a bug",
     )
     USAGE = 2, "bad input: unknown option or name, a mistake in a scenario or trace, no such run"

@@ -101,7 +101,8 @@ def _run_both(name: str, duration: str | None, runs: Path) -> tuple[list[Path], 
         duration_s = None if duration is None else POSITIVE_DURATION.parse(duration)
     except UnitError as error:
         raise typer.BadParameter(f"--duration: {error}") from None
-    make_backend("emulation")  # before the first run, not after it
+    # Before the first run, not after it
+    make_backend("emulation", load_scenario(find_scenario(name), settings={"assert": []}).topology)
     ended = []
     for fidelity in ("flow", "emulation"):
         # What a scenario asserts is not the question, and may not even fit into another duration.

@@ -24,7 +24,7 @@ from scenarios.registry import UnknownNameError, check_controller, controller_cl
 from scenarios.schema import BackhaulTraffic, ScenarioFile, TelecomItaliaProfile, TrafficEntry
 from scenarios.source import Location, Source, dotted, read_source
 from scenarios.units import UnitError
-from topologies.model import App, Topology, TopologyError, Ue
+from topologies.model import App, Partition, Topology, TopologyError, Ue
 from topologies.paths import default_path, slice_upf
 from twin.load import BackhaulDemand, Flow, Load
 
@@ -319,11 +319,11 @@ class _TrafficReader:
             self.problems.append(self.source.problem(location, str(error)))
             return ()
 
-    def _app(self, entry: TrafficEntry) -> App | None:
+    def _app(self, entry: TrafficEntry) -> App | Partition | None:
         """The application, when it exists, the UE group does, and there is a path between them."""
         topology = self.topology
         groups = {ue.name: ue for ue in topology.of_kind(Ue)}
-        apps = {app.name: app for app in topology.of_kind(App)}
+        apps = topology.services
         if entry.ues not in groups:
             self.report("ues", unknown("UE group", entry.ues, groups))
         if entry.app not in apps:
@@ -338,7 +338,7 @@ class _TrafficReader:
             self.report("app", f"unreachable slice {name}: no path from UPF {upf} to application {entry.app}")
         return apps[entry.app]
 
-    def _rate(self, entry: TrafficEntry, app: App) -> float | None:
+    def _rate(self, entry: TrafficEntry, app: App | Partition) -> float | None:
         if entry.rate is None:
             return None
         quantity = units.REQUEST_RATE if app.service == "request" else units.BIT_RATE

@@ -17,14 +17,17 @@ from scenarios.schema import (
     ComputeResources,
     ContainerNode,
     GnbNode,
+    GuestFiles,
     HostNode,
     IabDonorSettings,
     IabNodeSettings,
     LinkEntry,
     NodeSettings,
+    PartitionNode,
     ScenarioFile,
     SliceEntry,
     SwitchNode,
+    TaskEntry,
     TrafficEntry,
     UeNode,
     UpfNode,
@@ -36,12 +39,15 @@ from topologies.model import (
     App,
     BackhaulFlow,
     Container,
+    EdgeServer,
     Gnb,
     Host,
     IabDonor,
     IabNode,
     Link,
     Node,
+    Partition,
+    PeriodicTask,
     Sla,
     Slice,
     Switch,
@@ -53,11 +59,12 @@ from topologies.model import (
 from topologies.paths import default_path, slice_upf
 from topologies.registry import BUILDERS, Builder
 
-_KINDS: dict[type[NodeSettings], type[Node]] = {
+_KINDS: dict[type[NodeSettings | PartitionNode], type[Node]] = {
     UeNode: Ue,
     GnbNode: Gnb,
     UpfNode: Upf,
     AppNode: App,
+    PartitionNode: Partition,
     SwitchNode: Switch,
     IabNodeSettings: IabNode,
     IabDonorSettings: IabDonor,
@@ -137,12 +144,19 @@ class NetworkReader:
                 slices=slices,
                 slicing=self.document.slicing,
                 backhaul=tuple(flow for flow, _ in self._backhaul),
+                edge=self._edge_server(),
             )
         except TopologyError as error:
             self.problems.append(self.source.problem(self._place_of(str(error)), str(error)))
             return None
         self._check_reachable(topology)
         return None if self.problems else topology
+
+    def _edge_server(self) -> EdgeServer:
+        entry = self.document.topology.edge
+        memory_mib = None if entry.memory is None else int(entry.memory)
+        given = {"cores": entry.cores, "memory_mib": memory_mib, "cpus": entry.cpus}
+        return EdgeServer(**{key: value for key, value in given.items() if value is not None})
 
     def report(self, location: Location, text: str) -> None:
         self.problems.append(self.source.problem(location, f"{dotted(location)}: {text}"))
@@ -242,7 +256,7 @@ class NetworkReader:
                         return deeper
         return location
 
-    def _add_node(self, location: Location, name: str, settings: NodeSettings) -> None:
+    def _add_node(self, location: Location, name: str, settings: NodeSettings | PartitionNode) -> None:
         given = {key: getattr(settings, key) for key in settings.model_fields_set}
         given = {key: value for key, value in given.items() if value is not None and key != "kind"}
         for argument in ("cpu_millicores", "memory_mib"):
@@ -251,12 +265,39 @@ class NetworkReader:
                 self.report((*location, argument), f"{key} and {argument} are the same thing; give one of them")
             if key in given:
                 given[argument] = given.pop(key)
-        self._check_container(location, settings)
+        if isinstance(settings, PartitionNode):
+            given |= self._guest_files(location, given.pop("image", None))
+        else:
+            self._check_container(location, settings)
         try:
+            if "tasks" in given:
+                given["tasks"] = self._tasks((*location, "tasks"), given["tasks"])
             self._keep_node(_KINDS[type(settings)](name=name, **given), location)
         except TopologyError as error:
             self._report_model(location, error, self.source_data(location))
             self._broken.add(name)
+
+    def _guest_files(self, location: Location, files: GuestFiles | None) -> dict[str, str]:
+        """Kernel, root file system and device tree of the user's own; they lie beside the scenario file."""
+        found: dict[str, str] = {}
+        for key in () if files is None else ("kernel", "rootfs", "dtb"):
+            name = getattr(files, key)
+            if name is None:
+                continue
+            path = Path(self.source.file).parent / name
+            if not path.is_file():
+                self.report((*location, "image", key), f"no such file: {path}")
+            found[key] = str(path.absolute())
+        return found
+
+    def _tasks(self, location: Location, entries: tuple[TaskEntry, ...]) -> tuple[PeriodicTask, ...]:
+        tasks = []
+        for number, entry in enumerate(entries):
+            try:
+                tasks.append(PeriodicTask(period_s=entry.period, work_s=entry.work))
+            except TopologyError as error:
+                self.report((*location, number, "period" if "period_s" in str(error) else "work"), str(error))
+        return tuple(tasks)
 
     def _check_container(self, location: Location, settings: NodeSettings) -> None:
         """Report limits that nothing would apply."""
@@ -348,6 +389,12 @@ class NetworkReader:
         for link, location in self._links:
             if text.startswith(f"link {link.name}:"):
                 return location
+        for node, location in self._nodes.values():
+            if isinstance(node, Partition) and text.startswith(f"partition {node.name}:"):
+                keys = [key for key in ("cores", "memory", "memory_mib") if key in self.source_data(location)]
+                return (*location, *[key for key in keys if f": {key}" in text][:1])
+        if text.startswith("edge:"):
+            return ("topology", "edge")
         for flow, location in self._backhaul:
             if text.startswith(f"backhaul flow {flow.name}:"):
                 key = next((key for key in ("source", "sink") if f": {key} must" in text), "paths")

@@ -19,6 +19,7 @@ from scenarios.errors import unknown
 
 if TYPE_CHECKING:
     from controllers.base import Controller
+    from topologies.model import Topology
     from twin.backend import Backend
 
 CONTROLLER_GROUP = "twinbed.controllers"
@@ -99,15 +100,15 @@ def find_scenario(name: str) -> Path:
 BackendFactory = Callable[..., "Backend"]
 
 
-def make_backend(fidelity: str) -> BackendFactory:
-    """A function ``(run_id=, folder=, captures=, progress=, sdn_app=) -> Backend`` for a fidelity.
+def make_backend(fidelity: str, topology: Topology | None = None) -> BackendFactory:
+    """A function ``(run_id=, folder=, captures=, progress=, sdn_app=) -> Backend`` for a fidelity, and a topology.
 
     MissingPartError when this host or installation cannot run it, naming every missing part.
     """
     if fidelity == "flow":
         return _flow
     if fidelity == "emulation":
-        missing = emulation_missing()
+        missing = emulation_missing(topology)
         if missing:
             raise MissingPartError("emulation is not possible here: " + "; ".join(missing))
         return _emulation
@@ -116,13 +117,15 @@ def make_backend(fidelity: str) -> BackendFactory:
     raise UnknownNameError(unknown("fidelity", fidelity, FIDELITIES))
 
 
-def emulation_missing() -> list[str]:
-    """What this host lacks for emulation, in words; empty when everything is there."""
+def emulation_missing(topology: Topology | None = None) -> list[str]:
+    """What this host lacks for emulation, or for that of a topology, in words; empty when everything is there."""
+    from topologies.model import Partition
     from twin.emulation.capabilities import ROOT, missing_for_emulation
 
+    has_partitions = topology is not None and any(True for _ in topology.of_kind(Partition))
     return [
         f"needs root: {item.remedy}" if item.name == ROOT else f"{item.name} ({item.detail}): {item.remedy}"
-        for item in missing_for_emulation()
+        for item in missing_for_emulation(partitions=has_partitions)
     ]
 
 

@@ -173,7 +173,7 @@ def select(
 ) -> list[dict[str, Any]]:
     """The rows of :func:`compare` that were asked for; UnknownNameError for a name that no row has.
 
-    Unasked, these are the ones that differ, of slices, nodes and the run. ``kpis`` by name are shown of
+    Unasked, these are the ones that differ, of slices, nodes, tasks and the run. ``kpis`` by name are shown of
     every entity but UEs, ``entities`` by the beginning of their names with every KPI.
     """
     for name in kpis:
@@ -185,7 +185,9 @@ def select(
             shown = ", ".join(entity for entity in known if not entity.startswith("ue:"))
             raise UnknownNameError(f"--entity: nothing begins with {prefix}{nearest(prefix, known)}; known: {shown}")
     asked = everything or bool(entities) or bool(kpis)
-    scopes = ("slice", "node", "run", "link", "flow", "controller") if kpis else ("slice", "node", "run")
+    scopes = (
+        ("slice", "node", "run", "link", "flow", "task", "controller") if kpis else ("slice", "node", "task", "run")
+    )
     return [
         row
         for row in rows

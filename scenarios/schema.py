@@ -177,11 +177,62 @@ class IabDonorSettings(NodeSettings):
     kind: Literal["iab-donor"]
 
 
+class TaskEntry(Strict):
+    """A periodic task: a thread that releases a job in every period."""
+
+    period: Delay = Field(description="time between two jobs, 1ms to 10s")
+    work: Delay = Field(description="CPU time that a job takes on an undisturbed processor, e.g. 10ms")
+
+
+Tasks = Annotated[tuple[TaskEntry, ...], BeforeValidator(_read_list)]
+
+
 class ContainerNode(NodeSettings):
     """Any container."""
 
     kind: Literal["container"]
     command: str | None = Field(default=None, description="what runs in it")
+    tasks: Tasks | None = Field(
+        default=None,
+        description="periodic tasks that run beside it, a thread each: [{period: 100ms, work: 10ms}]; the entities "
+        "task:NAME.1, task:NAME.2 ...",
+    )
+
+
+class GuestFiles(Strict):
+    """Files of the user's own for a partition, each in place of what TwinBed would take."""
+
+    kernel: str | None = Field(default=None, description="arm64 kernel (Image, gzip of one, or ELF)")
+    rootfs: str | None = Field(default=None, description="initramfs (cpio) or ext4 disk image")
+    dtb: str | None = Field(default=None, description="device tree blob")
+
+
+class PartitionNode(Strict):
+    """A partition of the edge server: an emulated aarch64 machine under the vManager."""
+
+    kind: Literal["partition"]
+    cores: int | None = Field(default=None, description="processors, 1 to 8 (default 1)")
+    memory: Memory | None = Field(default=None, description="memory, 64MiB to 64GiB (default 128MiB)")
+    memory_mib: float | None = Field(default=None, description="the same as a number of MiB")
+    cpu: Cpu | None = Field(default=None, description="CPU limit, e.g. 500m; its cores when left out")
+    cpu_millicores: float | None = Field(default=None, description="the same as a number of millicores")
+    critical: bool | None = Field(default=None, description="has priority over the others (default false)")
+    isolated: bool | None = Field(
+        default=None, description="false: a plain virtual machine without limits, for comparison (default true)"
+    )
+    vnf: Literal["none", "stream", "request"] | None = Field(
+        default=None, description="what its guest offers to UEs, as an app of that service does (default none)"
+    )
+    cpu_ms_per_request: float | None = Field(
+        default=None, description="CPU time of one request in ms of an undisturbed processor (default 2)"
+    )
+    tasks: Tasks | None = Field(
+        default=None,
+        description="periodic tasks in the guest: [{period: 40ms, work: 5ms}]; the entities task:NAME.1 ...",
+    )
+    image: GuestFiles | None = Field(
+        default=None, description="files of your own, beside the scenario file, in place of TwinBed's guest image"
+    )
 
 
 class HostNode(NodeSettings):
@@ -191,7 +242,16 @@ class HostNode(NodeSettings):
 
 
 AnyNode = Annotated[
-    UeNode | GnbNode | UpfNode | AppNode | SwitchNode | IabNodeSettings | IabDonorSettings | ContainerNode | HostNode,
+    UeNode
+    | GnbNode
+    | UpfNode
+    | AppNode
+    | PartitionNode
+    | SwitchNode
+    | IabNodeSettings
+    | IabDonorSettings
+    | ContainerNode
+    | HostNode,
     Field(discriminator="kind"),
 ]
 
@@ -264,6 +324,18 @@ class BackhaulEntry(Strict):
     )
 
 
+class EdgeEntry(Strict):
+    """The edge server: what all partitions together may have, and its processors."""
+
+    cores: int | None = Field(default=None, description="processors in all (default 4)")
+    memory: Memory | None = Field(default=None, description="memory in all (default 2GiB)")
+    cpus: int | None = Field(
+        default=None,
+        description="processors of the server, against which the flow fidelity admits reservations of CPU time "
+        "(default 2); an emulation has those of its host",
+    )
+
+
 class TopologyEntry(Strict):
     """Nodes and links, written out or made by builders."""
 
@@ -275,6 +347,7 @@ class TopologyEntry(Strict):
     backhaul: Annotated[tuple[BackhaulEntry, ...], BeforeValidator(_read_list)] = Field(
         default=(), description="the flows of IAB nodes"
     )
+    edge: EdgeEntry = Field(default=EdgeEntry(), description="the edge server")
 
 
 # --- slices -------------------------------------------------------------------------------------
@@ -433,7 +506,10 @@ class TrafficEntry(Strict):
 
     name: Name = Field(description="name of the flows in the KPIs")
     ues: str = Field(description="the UE group (a node of kind ue)")
-    app: str = Field(description="the application (a node of kind app); its service gives direction and unit of rate")
+    app: str = Field(
+        description="the application (a node of kind app, or a partition with a vnf); its service gives direction and "
+        "unit of rate"
+    )
     rate: RateText | None = Field(
         default=None,
         description="per active UE: bit rate (2Mbps), or requests (5/s) for service request; left out with a profile "
@@ -603,7 +679,7 @@ class SlaEvent(TimedEntry):
 class KnobEvent(TimedEntry):
     """Set any knob (``twin list knobs``)."""
 
-    entity: str = Field(description="e.g. slice:embb, node:control, link:s1-s2, ue:phones.1")
+    entity: str = Field(description="e.g. slice:embb, node:control, link:s1-s2, ue:phones.1, task:edge.1")
     knob: str = Field(description="name of the knob")
     value: float | int | str = Field(description="its new value, in the unit of the knob")
 

@@ -16,11 +16,13 @@ from topologies.model import (
     App,
     BackhaulFlow,
     BackhaulPath,
+    Container,
     Gnb,
     Host,
     IabDonor,
     IabNode,
     Link,
+    PeriodicTask,
     Slice,
     Switch,
     Topology,
@@ -54,6 +56,7 @@ def network(*, slicing: bool = True) -> Topology:
             App(name="video", service="stream"),
             App(name="api", service="request", cpu_ms_per_request=2.0, cpu_millicores=300.0),
             App(name="sink", service="telemetry"),
+            Container(name="edge", tasks=(PeriodicTask(period_s=0.05, work_s=0.002),)),
         ),
         links=(
             Link(a="phones", b="gnb1"),
@@ -119,6 +122,9 @@ REFUSED: tuple[tuple[Action, str], ...] = (
     (Action("node:video", "replicas", 2), "replicas"),
     (Action("node:s1", "node_state", "down"), "has no container"),
     (Action("node:gnb1", "cpu_millicores", 100), "set it on a slice"),
+    (Action("task:edge.2", "task_work_us", 100), "no task named 'edge.2'"),
+    (Action("task:edge.1", "dl_runtime_us", 100), "set dl_period_us before"),
+    (Action("task:edge.1", "dl_runtime_us", -1), "must be a number in"),
 )
 
 
@@ -234,6 +240,15 @@ class BackendConformance:
             until=lambda seen: abs(seen.get(embb, "delay_dl_p50_s", 0.0) - late_s) <= EXTRA_DELAY_S / 10,
         )
         walk.phase("loss", Action("link:s1-s2", "delay_s", 0.005), Action("link:s1-s2", "loss_ratio", 0.2))
+        walk.phase("work", Action("task:edge.1", "task_work_us", 6000.0))
+        walk.phase(
+            "reservation",
+            Action("task:edge.1", "dl_period_us", 50_000.0),
+            Action("task:edge.1", "dl_runtime_us", 3000.0),
+        )
+        walk.phase(
+            "given back", Action("task:edge.1", "dl_runtime_us", 0.0), Action("task:edge.1", "task_work_us", 1000.0)
+        )
         walk.phase("path", Action("link:s1-s2", "loss_ratio", 0.0), Action(embb, "path", "s1>s3>s2"))
         walk.phase(
             "node limits",
@@ -313,7 +328,22 @@ class BackendConformance:
 
     def test_every_knob_is_tried(self, record: Record) -> None:
         tried = {outcome.action.knob for phase in record.phases.values() for outcome in phase.outcomes}
-        assert tried | set(SLA_KNOBS) | {"jitter_s", "path_index"} == set(KNOBS)
+        elsewhere = {"jitter_s", "path_index", "partition_state", "placement", "attack"}
+        assert tried | set(SLA_KNOBS) | elsewhere == set(KNOBS)
+
+    def test_tasks_and_their_reservations(self, record: Record) -> None:
+        plain, work, held, after = (record.phases[name] for name in ("plain", "work", "reservation", "given back"))
+        assert plain.value("task:edge.1", "jobs_per_s") == pytest.approx(20, rel=0.25)
+        assert plain.value("task:edge.1", "task_response_p50_s") >= 0.002 - 1e-9
+        assert work.value("task:edge.1", "task_response_p50_s") >= 0.006 - 1e-9
+        assert held.value("task:edge.1", "dl_budget_s") == pytest.approx(0.003)
+        assert held.value("task:edge.1", "dl_period_s") == pytest.approx(0.05)
+        assert held.value("task:edge.1", "dl_used_s") == pytest.approx(0.003, rel=0.3)
+        assert held.value("task:edge.1", "dl_alpha_ratio") == pytest.approx(0.06)
+        assert held.value("task:edge.1", "dl_delta_s") == pytest.approx(0.094)
+        assert held.value("task:edge.1", "deadline_miss_ratio") > 0.5
+        assert after.value("task:edge.1", "dl_budget_s") == 0
+        assert record.phases["node up"].value("task:edge.1", "wakeup_period_s") == pytest.approx(0.05, rel=0.02)
 
     def test_bandwidth_limits(self, record: Record) -> None:
         limited = record.phases["bandwidth"]

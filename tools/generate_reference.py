@@ -87,6 +87,9 @@ def _link(model: type[BaseModel]) -> str:
 _HEADINGS = {
     "TopologyEntry": "Topology",
     "BuilderEntry": "Builders",
+    "EdgeEntry": "Edge server",
+    "GuestFiles": "Image of a partition",
+    "TaskEntry": "A periodic task",
     "LinkEntry": "Links",
     "SliceEntry": "Slices",
     "SlaEntry": "SLA",
@@ -209,6 +212,10 @@ def scenario_page() -> str:
         "### kind: switch, kind: host\n\nAn OpenFlow switch, and a bare network namespace: no further keys.",
         "### kind: iab-node, kind: iab-donor\n\nNodes of an integrated access and backhaul network ([IAB](../iab.md)), "
         "joined by links with a band: no further keys.",
+        section(schema.PartitionNode, 3, _kind(schema.PartitionNode), ("kind",)),
+        section(schema.GuestFiles, 3),
+        section(schema.EdgeEntry, 3),
+        section(schema.TaskEntry, 3),
         section(schema.LinkEntry),
         section(schema.BackhaulEntry),
         section(schema.BackhaulPathEntry, 3),

@@ -17,6 +17,8 @@ from typing import ClassVar, Literal, TypeVar
 
 NAME_PATTERN = re.compile(r"[a-z][a-z0-9-]{0,30}")
 DEFAULT_WORK_NS_PER_BIT = 40.0
+MAX_TASKS = 64
+MAX_GUEST_TASKS = 16
 
 Band = Literal["mmwave", "sub6"]
 BANDS: tuple[Band, ...] = ("sub6", "mmwave")
@@ -144,6 +146,11 @@ class PeriodicTask:
         _check_range("task", "work_s", self.work_s, 0, 10)
 
 
+def _check_tasks(where: str, tasks: tuple[PeriodicTask, ...]) -> None:
+    if len(tasks) > MAX_TASKS:
+        raise TopologyError(f"{where}: at most {MAX_TASKS} tasks are allowed, got {len(tasks)}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class App(Node):
     """An application behind N6.
@@ -173,15 +180,36 @@ class App(Node):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EdgeServer:
+    """What the partitions of a topology may have in all, under one vManager.
+
+    ``cpus``: processors of the server, against which reservations of CPU time are admitted where nothing runs; an
+    emulation has those of its host.
+    """
+
+    cores: int = 4
+    memory_mib: int = 2048
+    cpus: int = 2
+
+    def __post_init__(self) -> None:
+        _check_range("edge", "cores", self.cores, 1, 256)
+        _check_range("edge", "memory_mib", self.memory_mib, 64, 1_048_576)
+        _check_range("edge", "cpus", self.cpus, 1, 1024)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Partition(Node):
     """A partition of the edge server: an aarch64 guest under the vManager (NANCY D3.4 §3), ``memory_mib`` large.
 
     ``critical`` ones have priority over the others. ``isolated`` False makes it a plain virtual machine: no
     limits, no reserved processor, for comparison. ``vnf``: what it offers behind N6, as an :class:`App` of that
-    service does. ``tasks`` run beside it, measured inside the guest: ``task:NAME.1`` ...
+    service does. ``tasks`` run beside it, measured inside the guest: ``task:NAME.1`` ... ``kernel``, ``rootfs`` and
+    ``dtb`` are files of the user's own in place of the guest image; what runs in another ``rootfs`` is the user's.
     """
 
     kind: ClassVar[str] = "partition"
+    response_bytes: ClassVar[int] = 8
+    """Of the VNF runtime's answer to a request, about."""
     memory_mib: float | None = 128
     cores: int = 1
     critical: bool = False
@@ -189,6 +217,16 @@ class Partition(Node):
     vnf: Literal["none", "stream", "request"] = "none"
     cpu_ms_per_request: float = 2.0
     tasks: tuple[PeriodicTask, ...] = ()
+    kernel: str | None = None
+    rootfs: str | None = None
+    dtb: str | None = None
+
+    @property
+    def service(self) -> Literal["stream", "request"]:
+        """What UEs get from it, as from an application; TopologyError when it offers nothing."""
+        if self.vnf == "none":
+            raise TopologyError(f"partition {self.name}: vnf is none, so that nobody can use it")
+        return self.vnf
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -200,6 +238,22 @@ class Partition(Node):
             raise TopologyError(f"{where}: vnf must be one of none, stream, request, got {self.vnf}")
         if self.critical and not self.isolated:
             raise TopologyError(f"{where}: a critical partition is isolated")
+        if self.cpu_millicores is not None and (self.critical or not self.isolated):
+            why = "critical: its CPU time is never limited" if self.critical else "not isolated: nothing limits it"
+            raise TopologyError(f"{where}: cpu_millicores cannot be given, the partition is {why}")
+        if self.rootfs is not None and (self.tasks or self.vnf != "none"):
+            raise TopologyError(f"{where}: rootfs: tasks and vnf are the VNF runtime's, which is not in it")
+        if len(self.tasks) > MAX_GUEST_TASKS:
+            raise TopologyError(
+                f"{where}: at most {MAX_GUEST_TASKS} tasks are allowed in a guest, got {len(self.tasks)}"
+            )
+        for number, task in enumerate(self.tasks, start=1):
+            if task.work_s > task.period_s:
+                raise TopologyError(
+                    f"{where}: tasks: work of task {number} must be at most its period in a guest, "
+                    f"{task.period_s:g} s, got {task.work_s:g} s"
+                )
+        _check_tasks(where, self.tasks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +284,10 @@ class Container(Node):
     kind: ClassVar[str] = "container"
     command: str | None = None
     tasks: tuple[PeriodicTask, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_tasks(f"container {self.name}", self.tasks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -401,6 +459,7 @@ class Topology:
     slices: tuple[Slice, ...] = ()
     slicing: bool = True
     backhaul: tuple[BackhaulFlow, ...] = ()
+    edge: EdgeServer = EdgeServer()
 
     def __post_init__(self) -> None:
         _check_name("topology", self.name)
@@ -420,10 +479,24 @@ class Topology:
         total = sum(slice_.prb_share for slice_ in self.slices)
         if total > 1 + 1e-9:
             raise TopologyError(f"slices: the prb_share of all slices must add up to at most 1, got {total:g}")
+        self._check_partitions()
         self._check_bands()
         self._check_unique("backhaul flow", [flow.name for flow in self.backhaul])
         for flow in self.backhaul:
             self._check_backhaul(flow)
+
+    def _check_partitions(self) -> None:
+        """All partitions fit into the edge server, at once."""
+        used = {"cores": 0.0, "memory_mib": 0.0}
+        for node in self.of_kind(Partition):
+            for what, unit in (("cores", ""), ("memory_mib", " MiB")):
+                wanted, total = getattr(node, what), getattr(self.edge, what)
+                used[what] += wanted
+                where = f"partition {node.name}: {what}: the edge server has {total:g}{unit}"
+                if wanted > total:
+                    raise TopologyError(f"{where}, got {wanted:g}{unit}")
+                if used[what] > total:
+                    raise TopologyError(f"{where}, and with this one partitions have {used[what]:g}{unit}")
 
     def _check_bands(self) -> None:
         """Links with a band join IAB nodes and donors and lead nowhere in circles."""
@@ -496,6 +569,25 @@ class Topology:
             if node.name == name:
                 return node
         raise KeyError(name)
+
+    @property
+    def services(self) -> dict[str, App | Partition]:
+        """What UEs can use: applications, and partitions whose VNF serves them."""
+        return {
+            node.name: node
+            for node in self.nodes
+            if isinstance(node, App) or (isinstance(node, Partition) and node.vnf != "none")
+        }
+
+    @property
+    def tasks(self) -> dict[str, PeriodicTask]:
+        """The periodic tasks of containers and partitions: ``NODE.1``, ``NODE.2`` ... in file order."""
+        return {
+            f"{node.name}.{number}": task
+            for node in self.nodes
+            if isinstance(node, Container | Partition)
+            for number, task in enumerate(node.tasks, start=1)
+        }
 
     def slice_named(self, name: str) -> Slice:
         """The slice of this name; KeyError when there is none."""

@@ -42,6 +42,9 @@ def _spec(
     return KpiSpec(name, unit, tuple(scopes.split()), provenance, gpp_name, meaning, cumulative)
 
 
+PARTITION_STATES = ("ready", "suspended", "deployed")
+"""States of a partition as the KPI ``partition_state`` counts them."""
+
 KPIS: dict[str, KpiSpec] = {
     spec.name: spec
     for spec in (
@@ -204,6 +207,7 @@ KPIS: dict[str, KpiSpec] = {
             "share of scheduling periods in which the limit was hit",
         ),
         _spec("memory_used_bytes", "byte", "node", "measured", "VR.VMemoryUsageMean", "memory in use"),
+        _spec("partition_state", "1", "node", "measured", "", "state of a partition: 0 ready, 1 suspended, 2 deployed"),
         _spec("memory_limit_bytes", "byte", "node", "measured", "", "memory limit in force; absent when unlimited"),
         _spec("replicas", "1", "node", "measured", "", "replicas of an application that take requests"),
         # periodic tasks and reservations of CPU time

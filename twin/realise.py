@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from topologies.model import App, Topology, Ue
+from topologies.model import App, Partition, Topology, Ue
 from traces.model import Trace, TraceError, Unit
 from twin.load import Activity, Direction, Flow, Load, Service
 from twin.streams import named_stream
@@ -125,9 +125,9 @@ def _flows(spec: TrafficSpec, topology: Topology, duration_s: float, seed: int) 
     ]
 
 
-def _ends(spec: TrafficSpec, topology: Topology, where: str) -> tuple[Ue, App]:
+def _ends(spec: TrafficSpec, topology: Topology, where: str) -> tuple[Ue, App | Partition]:
     groups = {node.name: node for node in topology.of_kind(Ue)}
-    apps = {node.name: node for node in topology.of_kind(App)}
+    apps = topology.services
     if spec.ues not in groups:
         raise ValueError(f"{where}: no UE group named {spec.ues!r}; groups: {', '.join(groups) or 'none'}")
     if spec.app not in apps:
@@ -192,7 +192,9 @@ def _sessions(
     return sessions
 
 
-def _from_rates(spec: TrafficSpec, trace: Trace, app: App, group: Ue, span_s: float) -> dict[str, list[Activity]]:
+def _from_rates(
+    spec: TrafficSpec, trace: Trace, app: App | Partition, group: Ue, span_s: float
+) -> dict[str, list[Activity]]:
     """Every UE of the group carries an equal part of the demand."""
     where = f"traffic {spec.name}"
     allowed = ("users", RATE_UNITS[app.service])

@@ -1,8 +1,8 @@
 """The values that cross every boundary: KPIs, observations, actions. Frozen, SI units.
 
 Entities are ``run``, ``slice:NAME``, ``ue:GROUP.INDEX``, ``node:NAME``, ``link:A-B`` (``link:A-B@BAND``),
-``flow:NAME`` (backhaul) and ``controller:NAME``. KPI names are registered in :mod:`twin.kpis`, knobs in
-:mod:`twin.knobs`.
+``flow:NAME`` (backhaul), ``task:NODE.N`` (periodic tasks, from 1) and ``controller:NAME``. KPI names are
+registered in :mod:`twin.kpis`, knobs in :mod:`twin.knobs`.
 """
 
 from __future__ import annotations

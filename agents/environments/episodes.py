@@ -135,7 +135,7 @@ class Episodes:
         self._open.close()
         self._over = True
         scenario = reseeded(self.scenario, seed)
-        build = make_backend(scenario.fidelity)
+        build = make_backend(scenario.fidelity, scenario.topology)
         store = None
         if self._record is not None:
             store = RunStore.create(self._record, scenario.name)

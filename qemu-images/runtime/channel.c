@@ -13,7 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { LINE_BYTES = 4096 };
+enum { LINE_BYTES = 4096, REPORT_BYTES = 192 * 1024 }; /* all histograms full */
 
 static atomic_int period_ms = 1000;
 static char greeting[256];
@@ -35,13 +35,19 @@ static double processor_s(clockid_t clock)
     return (double)used.tv_sec + (double)used.tv_nsec / 1e9;
 }
 
-void metrics_json(struct text *out)
+void metrics_json(struct text *out, bool drain)
 {
-    put(out, "{\"type\": \"metrics\", \"uptime_s\": %.6f, \"cpu_s\": %.6f, \"http_requests\": %llu, \"relay\": ",
-        (double)now_us() / 1e6, processor_s(CLOCK_PROCESS_CPUTIME_ID), (unsigned long long)http_requests());
+    put(out, "{\"type\": \"metrics\", \"uptime_s\": %.6f, \"cpu_s\": %.6f, ", (double)now_us() / 1e6,
+        processor_s(CLOCK_PROCESS_CPUTIME_ID));
+    http_report(out, drain);
+    put(out, "\"relay\": ");
     relay_report(out);
     put(out, ", \"load\": ");
-    load_report(out);
+    load_report(out, drain);
+    put(out, ", \"stream\": ");
+    stream_report(out);
+    put(out, ", \"attack\": ");
+    attack_report(out);
     put(out, "}");
 }
 
@@ -69,9 +75,9 @@ static bool find(char *path, size_t room)
 /* False when the host does not listen: the line is dropped, never waited for. */
 static bool say(int port, const char *line)
 {
-    char whole[LINE_BYTES + 1];
+    static char whole[REPORT_BYTES + 1]; /* one thread speaks */
     size_t size = strlen(line);
-    if (size > LINE_BYTES - 1)
+    if (size > REPORT_BYTES - 1)
         return true;
     memcpy(whole, line, size);
     whole[size++] = '\n';
@@ -92,16 +98,29 @@ static bool say(int port, const char *line)
 
 static void obey(int port, char *line)
 {
+    static char answer[REPORT_BYTES]; /* one thread speaks */
     static const struct {
         const char *key;
         const char *(*set)(const char *);
-    } settings[] = {{"relay", relay_set}, {"load", load_set}, {"metrics_ms", channel_set_period}};
-    const char *wrong = "unknown setting; there are relay, load, metrics_ms";
+    } settings[] = {{"relay", relay_set},   {"load", load_set},      {"metrics_ms", channel_set_period},
+                    {"stream", stream_set}, {"clock", stream_clock}, {"attack", attack_set}};
+    static const struct {
+        const char *key;
+        void (*answer)(struct text *, const char *);
+    } queries[] = {{"time", stream_time}, {"flows", stream_flows}, {"release", stream_release}};
+    const char *wrong = "unknown setting; there are relay, load, metrics_ms, stream, clock, attack";
     size_t length = strcspn(line, " ");
     const char *value = line[length] ? line + length + 1 : "";
     line[length] = 0;
     if (!strcmp(line, "poweroff"))
         reboot(RB_POWER_OFF);
+    for (size_t i = 0; i < sizeof queries / sizeof *queries; i++)
+        if (!strcmp(line, queries[i].key)) {
+            struct text out = {answer, sizeof answer, false};
+            queries[i].answer(&out, value);
+            say(port, out.full ? "{\"type\": \"refused\", \"reason\": \"too long an answer\"}" : answer);
+            return;
+        }
     for (size_t i = 0; i < sizeof settings / sizeof *settings; i++)
         if (!strcmp(line, settings[i].key))
             wrong = settings[i].set(value);
@@ -113,7 +132,8 @@ static void obey(int port, char *line)
 static void *converse(void *argument)
 {
     (void)argument;
-    char path[300], input[LINE_BYTES], report[LINE_BYTES];
+    static char report[REPORT_BYTES];
+    char path[300], input[LINE_BYTES];
     size_t have = 0;
     int port = -1;
     for (int tries = 0; port < 0 && tries < 500; tries++) { /* the port appears when the host has answered */
@@ -132,7 +152,7 @@ static void *converse(void *argument)
         uint64_t now = now_us();
         if (now >= next) {
             struct text out = {report, sizeof report, false};
-            metrics_json(&out);
+            metrics_json(&out, true);
             greeted = (greeted || say(port, greeting)) && (out.full || say(port, report));
             next = now + (uint64_t)period_ms * 1000u;
         }

@@ -1,4 +1,4 @@
-/* HTTP responder: GET / (a line of text), /metrics (JSON), /work?us=N (answers after N us of work). */
+/* HTTP responder: GET or POST of / (a line of text), /metrics (JSON), /work?us=N (answers after N us of work). */
 #define _GNU_SOURCE
 #include "vnf.h"
 #include <arpa/inet.h>
@@ -11,12 +11,22 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { MOST_CONNECTIONS = 128, REQUEST_BYTES = 4096, MOST_WORK_US = 10000000 };
+enum { MOST_CONNECTIONS = 128, REQUEST_BYTES = 4096, MOST_WORK_US = 10000000, MOST_BODY_BYTES = 1 << 20 };
 
 static atomic_int connections;
-static atomic_ullong answered;
+static atomic_ullong answered, failures;
+static struct histogram answers; /* from accept, or from the first byte of a later request, to the last of the answer */
 
-uint64_t http_requests(void) { return answered; }
+void http_report(struct text *out, bool drain)
+{
+    put(out, "\"http_requests\": %llu, \"http_failures\": %llu, ", (unsigned long long)answered,
+        (unsigned long long)failures);
+    if (drain) {
+        put(out, "\"http_responses\": ");
+        histogram_report(out, &answers);
+        put(out, ", ");
+    }
+}
 
 static bool send_all(int client, const char *data, size_t size)
 {
@@ -50,16 +60,16 @@ static bool serve(int client, const char *request)
     char body[REQUEST_BYTES];
     const char *plain = "text/plain";
     bool keep = strstr(request, " HTTP/1.1\r\n") && !strcasestr(request, "\r\nconnection: close");
-    if (strncmp(request, "GET ", 4))
-        return answer(client, "405 Method Not Allowed", plain, "only GET\n", false);
-    const char *path = request + 4;
+    const char *path = !strncmp(request, "GET ", 4) ? request + 4 : !strncmp(request, "POST ", 5) ? request + 5 : NULL;
+    if (!path)
+        return answer(client, "405 Method Not Allowed", plain, "only GET and POST\n", false);
     if (!strncmp(path, "/ ", 2)) {
         snprintf(body, sizeof body, "%s up %.3f s\n", guest_name, (double)now_us() / 1e6);
         return answer(client, "200 OK", plain, body, keep);
     }
     if (!strncmp(path, "/metrics ", 9)) {
         struct text out = {body, sizeof body, false};
-        metrics_json(&out);
+        metrics_json(&out, false);
         return answer(client, "200 OK", "application/json", out.full ? "{}" : body, keep);
     }
     if (!strncmp(path, "/work?us=", 9)) {
@@ -75,15 +85,36 @@ static bool serve(int client, const char *request)
     return answer(client, "404 Not Found", plain, "there are /, /metrics and /work?us=N\n", keep);
 }
 
+static size_t body_bytes(const char *head)
+{
+    const char *field = strcasestr(head, "\r\ncontent-length:");
+    return field ? strtoul(field + 17, NULL, 10) : 0;
+}
+
+/* Read what is left of a body that nobody looks at; false when the client goes away. */
+static bool drained(int client, size_t left)
+{
+    char data[1024];
+    while (left) {
+        ssize_t count = recv(client, data, left < sizeof data ? left : sizeof data, 0);
+        if (count <= 0)
+            return false;
+        left -= (size_t)count;
+    }
+    return true;
+}
+
 static void *connection(void *argument)
 {
     int client = (int)(intptr_t)argument;
     char request[REQUEST_BYTES];
     size_t have = 0;
+    uint64_t begun = now_us();
     for (;;) {
         ssize_t count = recv(client, request + have, sizeof request - 1 - have, 0);
         if (count <= 0)
             break;
+        begun = begun ? begun : now_us();
         have += (size_t)count;
         request[have] = 0;
         char *end = strstr(request, "\r\n\r\n");
@@ -94,11 +125,19 @@ static void *connection(void *argument)
             break;
         }
         size_t used = (size_t)(end + 4 - request);
-        end[2] = 0; /* what follows belongs to the next request */
-        if (!serve(client, request))
+        end[2] = 0; /* what follows is its body, then the next request */
+        size_t body = body_bytes(request), here = body < have - used ? body : have - used;
+        if (body > MOST_BODY_BYTES || !drained(client, body - here)) {
+            atomic_fetch_add(&failures, 1);
             break;
-        memmove(request, request + used, have - used);
-        have -= used;
+        }
+        bool stays = serve(client, request);
+        histogram_add(&answers, now_us() - begun);
+        begun = 0;
+        if (!stays)
+            break;
+        have -= used + here;
+        memmove(request, request + used + here, have);
     }
     close(client);
     atomic_fetch_sub(&connections, 1);

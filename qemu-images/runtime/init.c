@@ -206,6 +206,9 @@ int main(void)
 
     int port = setting("http", value, sizeof value) ? atoi(value) : 80;
     bool answering = port && http_start(port);
+    int echo = setting("echo", value, sizeof value) ? atoi(value) : 0;
+    if (echo)
+        echo_start(echo);
     const char *wrong = NULL;
     if (setting("metrics_ms", value, sizeof value) && (wrong = channel_set_period(value)))
         complain("metrics_ms: %s", wrong);

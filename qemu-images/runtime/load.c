@@ -12,12 +12,13 @@
 enum { MOST_TASKS = 16, ROUND = 1000 };
 
 struct task {
-    uint64_t runtime_us, period_us;
+    uint64_t runtime_us, period_us, first_us; /* release */
     atomic_bool stop;
     atomic_int users; /* its thread, and the table while the task is in it */
     atomic_ullong jobs, missed;
     /* since the last report */
     atomic_ullong reported, sum_us, longest_us;
+    struct histogram responses; /* since the last report that drained it */
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -65,7 +66,7 @@ static void leave(struct task *task)
 static void *periodic(void *argument)
 {
     struct task *task = argument;
-    uint64_t release = now_us() + task->period_us;
+    uint64_t release = task->first_us;
     while (!task->stop) {
         struct timespec when = {(time_t)(release / 1000000u), (long)(release % 1000000u) * 1000};
         while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &when, NULL) == EINTR)
@@ -79,6 +80,7 @@ static void *periodic(void *argument)
             atomic_fetch_add(&task->missed, 1);
         if (response > task->longest_us)
             task->longest_us = response;
+        histogram_add(&task->responses, response);
         release += task->period_us; /* a late job delays the next: work is not dropped */
     }
     leave(task);
@@ -88,9 +90,8 @@ static void *periodic(void *argument)
 const char *load_set(const char *value)
 {
     static const char *rule = "must be at most 16 of RUNTIME_US/PERIOD_US with 0 < RUNTIME_US <= PERIOD_US <= 60000000";
-    struct task made[MOST_TASKS];
+    uint64_t wanted[MOST_TASKS][2]; /* runtime and period, us */
     int count = 0;
-    memset(made, 0, sizeof made);
     for (const char *at = value; *at;) {
         char *end;
         unsigned long long runtime = strtoull(at, &end, 10), period;
@@ -100,8 +101,8 @@ const char *load_set(const char *value)
         period = strtoull(at, &end, 10);
         if (end == at || (*end && *end != ',') || !runtime || runtime > period || period > 60000000)
             return rule;
-        made[count].runtime_us = runtime;
-        made[count++].period_us = period;
+        wanted[count][0] = runtime;
+        wanted[count++][1] = period;
         at = *end ? end + 1 : end;
     }
     pthread_mutex_lock(&lock);
@@ -111,11 +112,14 @@ const char *load_set(const char *value)
     }
     if (count)
         pthread_once(&measured, measure);
+    uint64_t now = now_us(); /* of all: their releases keep to the common divisor of their periods */
     for (int i = 0; i < count; i++) {
-        struct task *task = malloc(sizeof *task);
+        struct task *task = calloc(1, sizeof *task);
         if (!task)
             break;
-        *task = made[i];
+        task->runtime_us = wanted[i][0];
+        task->period_us = wanted[i][1];
+        task->first_us = now + task->period_us;
         task->users = 2;
         if (!start_thread(periodic, task)) {
             free(task);
@@ -128,7 +132,7 @@ const char *load_set(const char *value)
     return whole ? NULL : "out of memory";
 }
 
-void load_report(struct text *out)
+void load_report(struct text *out, bool drain)
 {
     put(out, "[");
     pthread_mutex_lock(&lock);
@@ -140,9 +144,14 @@ void load_report(struct text *out)
             (unsigned long long)task->missed);
         unsigned long long longest = atomic_exchange(&task->longest_us, 0);
         if (jobs)
-            put(out, "\"response_us\": {\"mean\": %llu, \"max\": %llu}}", sum / jobs, longest);
+            put(out, "\"response_us\": {\"mean\": %llu, \"max\": %llu}", sum / jobs, longest);
         else
-            put(out, "\"response_us\": null}");
+            put(out, "\"response_us\": null");
+        if (drain) {
+            put(out, ", \"responses\": ");
+            histogram_report(out, &task->responses);
+        }
+        put(out, "}");
     }
     pthread_mutex_unlock(&lock);
     put(out, "]");

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -46,11 +47,15 @@ def trained(network: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_leaves_a_checkpoint_a_curve_and_a_manifest(
-    network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "run"
+    out, temporary = tmp_path / "run", tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
     code, printed, progress = twin(capsys, "train", network, "--steps", "3000", "--out", str(out), "--format", "json")
     assert code == ExitCode.OK, progress
+    assert not list(temporary.glob("SB3*"))
+    assert sorted(path.name for path in out.iterdir()) == ["curve.csv", "curve.html", "manifest.json", CHECKPOINT]
     found = json.loads(printed)
     assert found["steps"] == 4096 and found["training_time_s"] > 0
     assert progress.count(" steps  reward ") == 2
@@ -66,6 +71,24 @@ def test_leaves_a_checkpoint_a_curve_and_a_manifest(
     assert manifest["plan"]["steps"] == 3000 and manifest["plan"]["flows"] == 7
     assert {"torch", "stable-baselines3", "twinbed"} <= set(manifest["versions"])
     assert {"commit", "started", "topology", "scenario_sha256", "checkpoint_sha256", "argv"} <= set(manifest)
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, ExitCode.FAILED), (errno.EROFS, ExitCode.USAGE)])
+def test_a_full_disk_is_no_bad_input(
+    number: int,
+    code: ExitCode,
+    network: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("os.fsync", refuse)
+    found, _, error = twin(capsys, "train", network, "--steps", "1", "--out", str(tmp_path / "run"), *SMALL)
+    assert (found, error.count("\n")) == (code, 1)
+    assert f"cannot be written: {os.strerror(number)}" in error
 
 
 def test_solve_takes_the_checkpoint(network: str, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

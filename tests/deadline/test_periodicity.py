@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from benchmarks.deadline import aperiodic, found, releases, sets
+from twin.deadline.bursts import jobs
 from twin.deadline.periodicity import PeriodFinder, PeriodSettings, burst_gap_s, judge, merged, spectrum, threshold
 
 
@@ -104,6 +108,64 @@ def test_bursts_of_a_virtual_cpu_are_read_as_its_guests_jobs(
         if finder.final:
             break
     assert verdict.period_s == pytest.approx(divisor_s, rel=0.02)
+
+
+def recorded() -> list[tuple[str, float | None, np.ndarray]]:
+    """Of virtual CPUs on a busy host: what the guest does, its period in s, and wake-up, awake, run in s of each stay."""
+    lines = (Path(__file__).parent / "data" / "guests.jsonl").read_text(encoding="utf-8").splitlines()
+    guests = [json.loads(line) for line in lines]
+    return [
+        (one["guest"], one["period_ms"] and one["period_ms"] / 1e3, np.array(one["wakeup_awake_run_us"]).reshape(-1, 3) / 1e6)
+        for one in guests
+    ]
+
+
+@pytest.mark.parametrize(("name", "period_s", "stays"), recorded(), ids=[one[0] for one in recorded()])
+def test_recorded_guests(name: str, period_s: float | None, stays: np.ndarray) -> None:
+    """Wherever the trace begins; the wake-ups themselves have other periods, or none."""
+    del name
+    answers = []
+    for start in range(0, 120, 6):
+        finder = PeriodFinder(PeriodSettings(burst_s=None))
+        for count, (time_s, awake_s, run_s) in enumerate(stays[start:]):
+            finder.add(time_s, awake_s, run_s)
+            if count % 6 == 0:
+                verdict = finder.verdict()
+            if finder.final:
+                break
+        assert finder.final
+        answers.append(verdict.period_s)
+    if period_s is None:
+        assert answers == [None] * 20
+    else:
+        right = [one for one in answers if one is not None and one == pytest.approx(period_s, rel=0.02)]
+        assert len(right) >= 19, answers
+
+
+def test_jobs_are_told_from_ticks_and_from_pauses_within_them() -> None:
+    begins_s = np.arange(20) * 0.040
+    stays = []
+    for begin_s in begins_s:
+        stays += [(begin_s, begin_s + 0.003, 0.003), (begin_s + 0.00305, begin_s + 0.005, 0.002)]  # a lock in between
+        stays += [(begin_s + 0.009, begin_s + 0.015, 2e-4)]  # a tick that waited for a CPU of the host
+    starts_s, ends_s, runs_s = np.array(stays).T
+    long_s, all_s = jobs(starts_s, ends_s, runs_s)
+    assert long_s == pytest.approx(begins_s)
+    assert all_s == pytest.approx(begins_s)
+    runs_s[runs_s < 1e-3] = 8e-4  # now a sixth of a job: a job of its own
+    assert [len(one) for one in jobs(starts_s, ends_s, runs_s)] == [20, 40]
+    assert not len(jobs(np.zeros(0), np.zeros(0), np.zeros(0))[0])
+
+
+def test_short_jobs_between_long_ones_count_when_a_period_holds_for_both() -> None:
+    finder = PeriodFinder(PeriodSettings(burst_s=None))
+    short_s = [(k * 0.075, 0.0012) for k in range(160) if k % 4]  # the others run with a long one
+    releases_s = sorted([(k * 0.100, 0.010) for k in range(120)] + short_s)
+    for time_s, run_s in releases_s:
+        finder.add(time_s, run_s, run_s)
+        if finder.verdict() and finder.final:
+            break
+    assert finder.verdict().period_s == pytest.approx(0.025, rel=0.02)
 
 
 def test_bursts_are_found_by_the_gap_between_two_kinds_of_intervals() -> None:

@@ -116,7 +116,10 @@ class Shell:
             "PATH": f"{self._bin}:{os.environ['PATH']}",
             "VIRTUAL_ENV": str(folder / ".venv"),
             "HOME": str(folder),
+            # stable-baselines3 leaves a folder for each model that learns without a logger of its own.
+            "TMPDIR": str(folder / ".tmp"),
         }
+        (folder / ".tmp").mkdir()
 
     def _program(self, name: str, script: str) -> None:
         path = self._bin / name

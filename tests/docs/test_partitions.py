@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from scenarios.runs import list_runs
 from tests.docs.blocks import ROOT, Shell, blocks
 from tests.emulation.partitions.conftest import guest_image, partition_host
 from twin.emulation.gc import collect
@@ -40,10 +41,15 @@ def shell(guest_image: Path, tmp_path: Path) -> Iterator[Shell]:
 
 
 @pytest.mark.emulation
-def test_the_page_runs(shell: Shell) -> None:
+def test_the_page_runs(shell: Shell, tmp_path: Path) -> None:
     if Path("/run/netns/vmand-default").exists():
         pytest.skip("a vmand of the default name is in use on this host")
     output = "\n".join(shell.run(block) for block in PAGE)
     assert "partition-1 up " in output
     assert "partition-1  DEPLOYED" in output
     assert "EPERM DEPLOYED" in output
+    runs = list_runs(tmp_path / "runs")
+    assert [(run["scenario"], run["fidelity"], run["status"]) for run in runs] == [
+        ("guests", "flow", "VALID"),
+        ("guests", "emulation", "VALID"),
+    ]

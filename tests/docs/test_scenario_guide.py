@@ -13,7 +13,7 @@ PAGE = [block for block in blocks(ROOT / "docs" / "scenario-guide.md") if block.
 def test_the_guide(tmp_path: Path) -> None:
     shell = Shell(tmp_path)
     output = [shell.run(block) for block in PAGE]
-    assert "".join(output).count(": valid") == sum(block.file.endswith(".twin.yml") for block in PAGE) == 4
+    assert "".join(output).count(": valid") == sum(block.file.endswith(".twin.yml") for block in PAGE) == 5
     runs = list_runs(tmp_path / "runs")
-    assert [run["scenario"] for run in runs] == ["small", "sliced", "sliced", "ring", "backhaul", "backhaul"]
+    assert [run["scenario"] for run in runs] == ["small", "sliced", "sliced", "ring", "backhaul", "backhaul", "edge"]
     assert {run["status"] for run in runs} == {"VALID"}

@@ -151,6 +151,15 @@ def test_layout_of_mount_tables(tmp_path: Path) -> None:
     table.write_text("cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n")
     with pytest.raises(CgroupError, match="version 1 without cpuacct, memory"):
         Layout.of_host(table)
+    unified = tmp_path / "unified"
+    unified.mkdir()
+    table.write_text(f"cgroup2 {unified} cgroup2 rw 0 0\n")
+    (unified / "cgroup.controllers").write_text("cpuset cpu io memory pids\n")
+    assert Layout.of_host(table).version == 2
+    for offered, said in (("hugetlb cpu", "has hugetlb, cpu, not memory"), ("", "has no controller, not cpu and memory")):
+        (unified / "cgroup.controllers").write_text(offered + "\n")
+        with pytest.raises(CgroupError, match=said):
+            Layout.of_host(table)
     table.write_text("proc /proc proc rw 0 0\n")
     with pytest.raises(CgroupError, match="none mounted"):
         Layout.of_host(table)

@@ -194,6 +194,40 @@ def ask(connection: http.client.HTTPConnection, method: str, path: str, body: ob
     return answer.status, json.loads(text) if text else None
 
 
+@pytest.mark.parametrize(
+    "arguments", [["attach", str(os.getpid())], ["run", "--", "touch", "never"], ["serve", "--listen", "socket"]]
+)
+def test_a_user_without_permission_gets_one_line(state: Path, tmp_path: Path, arguments: list[str]) -> None:
+    del state
+    command = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", *TWIN, "deadline", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd="/tmp")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr == "twin: SCHED_DEADLINE needs root (CAP_SYS_NICE)\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_host_without_tracefs_has_reservations_without_response_times(state: Path) -> None:
+    """In a mount namespace without tracefs, and without the privilege to mount one."""
+    script = 'umount -a -t tracefs; exec setpriv --bounding-set -sys_admin --inh-caps -sys_admin "$@"'
+    hidden = ["unshare", "-m", "sh", "-c", script, "sh", *TWIN]
+    with subprocess.Popen(["sleep", "30"]) as sleeper:
+        try:
+            period = subprocess.run(
+                [*hidden, "period", str(sleeper.pid)], capture_output=True, text=True, timeout=30, check=False
+            )
+            assert (period.returncode, period.stderr.count("\n")) == (4, 1)
+            assert period.stderr.startswith("twin: wake-ups cannot be traced: tracefs needs root")
+            words = ["deadline", "attach", str(sleeper.pid), "--cycle", "200ms", "--duration", "1s", "--format", "json"]
+            attached = subprocess.run([*hidden, *words], capture_output=True, text=True, timeout=30, check=False)
+        finally:
+            sleeper.kill()
+    assert attached.returncode == 0
+    assert "response times are not measured" in attached.stderr and "periods stay at 100 ms" in attached.stderr
+    cycles = [json.loads(line) for line in attached.stdout.splitlines()]
+    assert cycles and all(one["response_s"] is None and one["budget_s"] > 0 for one in cycles)
+    assert not list(state.glob("*.jsonl"))
+
+
 def test_the_daemon_watches_threads_and_tells_periods(state: Path, tmp_path: Path) -> None:
     path = tmp_path / "daemon.sock"
     command = [*TWIN, "deadline", "serve", "--listen", str(path), "--cycle", "200ms"]
@@ -251,7 +285,7 @@ def test_the_daemon_watches_threads_and_tells_periods(state: Path, tmp_path: Pat
         assert ask(connection, "DELETE", f"/threads/{tid}") == (204, None)
         assert policy(tid) == 0
         second = twin("deadline", "serve", "--listen", str(path))
-        assert (second.returncode, second.stderr) == (2, f"cannot listen on {path}: a daemon does\n")
+        assert (second.returncode, second.stderr) == (2, f"twin: cannot listen on {path}: a daemon does\n")
         ask(connection, "POST", "/threads", {"tid": tid})
         connection.close()
         daemon.send_signal(signal.SIGTERM)

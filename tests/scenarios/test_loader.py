@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 
 from scenarios.errors import ScenarioFileError
-from scenarios.loader import load_scenario
+from scenarios.loader import dump_scenario, load_scenario
 from scenarios.registry import LIBRARY, controller_names, library_names
 from tests.scenarios.scenario_text import SMALL, line_of, load_text, problems_of
-from topologies.model import App, Link, Ue, Upf
+from topologies.model import App, EdgeServer, Link, Partition, PeriodicTask, Ue, Upf
 from twin.types import Action
 
 # (old text, new text, fragment that marks the line, message)
@@ -45,7 +45,7 @@ MISTAKES = {
         "s1: {kind: swich}",
         "swich",
         "topology.nodes.s1.kind: no kind named swich (did you mean switch?); "
-        "known: ue, gnb, upf, app, switch, iab-node, iab-donor, container, host",
+        "known: ue, gnb, upf, app, partition, switch, iab-node, iab-donor, container, host",
     ),
     "missing key": (
         "phones: {kind: ue, slice: embb, count: 4}",
@@ -268,7 +268,8 @@ MISTAKES = {
         "prb_shar,",
         "events[0].knob: no knob named prb_shar (did you mean prb_share?); known: cpu_millicores, memory_mib, "
         "bandwidth_mbps, prb_share, path, path_index, replicas, link_state, delay_s, jitter_s, "
-        "loss_ratio, node_state, ue_state, cqi, demand_factor, q_thresh_mbps, beta_thresh, latency_bound_s",
+        "loss_ratio, node_state, ue_state, cqi, demand_factor, partition_state, dl_runtime_us, dl_period_us, "
+        "task_work_us, placement, attack, q_thresh_mbps, beta_thresh, latency_bound_s",
     ),
     "time of an event": (
         "{at: 5s, slice: embb, demand_factor: 2, for: 5s}",
@@ -624,4 +625,195 @@ traffic:
 def test_every_library_scenario_loads(name: str) -> None:
     scenario = load_scenario(LIBRARY / f"{name}.twin.yml")
     assert scenario.name == name.replace("_", "-")
-    assert scenario.load.flows or scenario.load.backhaul
+    assert scenario.load.flows or scenario.load.backhaul or scenario.topology.tasks
+
+
+TASKS = """\
+name: tasks
+duration: 5s
+topology:
+  nodes:
+    edge:
+      kind: container
+      tasks: [{period: 100ms, work: 10ms}, {period: 50ms, work: 2ms}]
+controllers: []
+events:
+  - {at: 1s, entity: "task:edge.1", knob: dl_runtime_us, value: 11000}
+  - {at: 2s, entity: "task:edge.2", knob: task_work_us, value: 3000}
+assert:
+  - max task:edge.1 task_response_max_s <= 20ms
+"""
+
+
+def test_tasks_of_a_container_are_entities(tmp_path: Path) -> None:
+    scenario = load_text(tmp_path, TASKS)
+    assert scenario.topology.tasks == {
+        "edge.1": PeriodicTask(period_s=0.1, work_s=0.01),
+        "edge.2": PeriodicTask(period_s=0.05, work_s=0.002),
+    }
+    assert [timed.action for timed in scenario.events] == [
+        Action("task:edge.1", "dl_runtime_us", 11000),
+        Action("task:edge.2", "task_work_us", 3000),
+    ]
+    assert scenario.assertions[0].entity == "task:edge.1"
+    again = load_text(tmp_path, dump_scenario(scenario))
+    assert again.topology == scenario.topology
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "message"),
+    [
+        (
+            "task:edge.2",
+            "task:edge.9",
+            11,
+            "events[1].entity: no task named edge.9 (did you mean edge.2?); known: edge.1, edge.2",
+        ),
+        (
+            "task:edge.1 task_",
+            "task:egde.1 task_",
+            13,
+            "assert[0]: no entity named task:egde.1 (did you mean task:edge.1?); known: task:edge.1, task:edge.2",
+        ),
+        (
+            "controllers: []",
+            'controllers: [{use: static, scope: ["task:edge"]}]',
+            8,
+            "controllers[0].scope[0]: no entity named task:edge (did you mean task:edge.2?); "
+            "known: task:edge.1, task:edge.2",
+        ),
+        (
+            "{period: 50ms, work: 2ms}",
+            "{period: 50us, work: 2ms}",
+            7,
+            "topology.nodes.edge.tasks[1].period: task: period_s must be in [0.001, 10], got 5e-05",
+        ),
+        (
+            "{period: 50ms, work: 2ms}",
+            "{period: 50ms, work: 11s}",
+            7,
+            "topology.nodes.edge.tasks[1].work: task: work_s must be in [0, 10], got 11",
+        ),
+        (
+            "{period: 50ms, work: 2ms}",
+            "{period: 50, work: 2ms}",
+            7,
+            "topology.nodes.edge.tasks[1].period: got 50, allowed a number with a unit: ns, us, ms, s, min, h",
+        ),
+        (
+            'entity: "task:edge.1", knob: dl_runtime_us',
+            'entity: "node:edge", knob: dl_runtime_us',
+            10,
+            "events[0].value: dl_runtime_us acts on tasks of containers and on partitions as a whole, "
+            "got node:edge of a container",
+        ),
+    ],
+)
+def test_a_mistake_in_tasks_is_one_line(tmp_path: Path, old: str, new: str, line: int, message: str) -> None:
+    assert TASKS.count(old) == 1
+    found = problems_of(tmp_path, TASKS.replace(old, new))
+    assert found == [f"x.twin.yml:{line}: {message}"]
+
+
+PARTITIONS = SMALL.replace(
+    "    control: {kind: app, service: request}\n",
+    "    control: {kind: partition, critical: true, vnf: request}\n"
+    "    edge2: {kind: partition, cores: 2, memory: 256MiB, cpu: 1500m, tasks: [{period: 40ms, work: 5ms}]}\n",
+).replace(
+    '    - endpoints: ["upf1", "control"]\n',
+    '    - endpoints: ["upf1", "control"]\n    - endpoints: ["upf1", "edge2"]\n  edge: {cores: 4, memory: 1GiB}\n',
+).replace(
+    "controllers:",
+    "  - {name: asking, ues: phones, app: control, rate: 2/s}\ncontrollers:",
+).replace(
+    "assert:",
+    '  - {at: 6s, entity: "node:edge2", knob: partition_state, value: suspended}\nassert:',
+)  # fmt: skip
+
+
+def test_partitions_of_the_edge_server(tmp_path: Path) -> None:
+    scenario = load_text(tmp_path, PARTITIONS)
+    control, edge2 = scenario.topology.of_kind(Partition)
+    assert (control.critical, control.vnf, control.cores, control.memory_mib) == (True, "request", 1, 128)
+    assert (edge2.cores, edge2.memory_mib, edge2.cpu_millicores) == (2, 256, 1500)
+    assert edge2.tasks == (PeriodicTask(period_s=0.04, work_s=0.005),)
+    assert scenario.topology.edge == EdgeServer(cores=4, memory_mib=1024)
+    assert [flow.service for flow in scenario.load.flows if flow.app == "control"] == ["request"] * 4
+    assert list(scenario.topology.tasks) == ["edge2.1"]
+    assert load_text(tmp_path, dump_scenario(scenario)).topology == scenario.topology
+
+
+def test_an_own_system_of_a_partition_lies_beside_the_file(tmp_path: Path) -> None:
+    (tmp_path / "Image").touch()
+    text = PARTITIONS.replace("cores: 2,", "cores: 2, image: {kernel: Image},")
+    (_, edge2) = load_text(tmp_path, text).topology.of_kind(Partition)
+    assert (edge2.kernel, edge2.rootfs, edge2.dtb) == (str(tmp_path / "Image"), None, None)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("cores: 2, ", "cores: 9, ", "partition edge2: cores must be in [1, 8], got 9"),
+        ("cores: 2, ", "cores: 5, ", "partition edge2: cores: the edge server has 4, got 5"),
+        (
+            "memory: 256MiB",
+            "memory: 1GiB",
+            "partition edge2: memory_mib: the edge server has 1024 MiB, and with this one partitions have 1152 MiB",
+        ),
+        ("memory: 256MiB", "memory: 32MiB", "partition edge2: memory_mib must be in [64, 65536], got 32"),
+        (
+            "critical: true, ",
+            "critical: true, isolated: false, ",
+            "partition control: a critical partition is isolated",
+        ),
+        (
+            "critical: true, ",
+            "critical: true, cpu: 500m, ",
+            "partition control: cpu_millicores cannot be given, the partition is critical: "
+            "its CPU time is never limited",
+        ),
+        (
+            "work: 5ms",
+            "work: 50ms",
+            "partition edge2: tasks: work of task 1 must be at most its period in a guest, 0.04 s, got 0.05 s",
+        ),
+        (
+            "cores: 2, ",
+            "cores: 2, image: {kernel: vmlinux}, ",
+            "topology.nodes.edge2.image.kernel: no such file: vmlinux",
+        ),
+        (
+            "vnf: request",
+            "vnf: stream",
+            "traffic[1].rate: got '2/s', allowed a number with a unit: bps, kbps, Mbps, Gbps "
+            "(the service of control is stream)",
+        ),
+        (
+            ", vnf: request",
+            "",
+            "traffic[1].app: no application named control; known: video",
+        ),
+        (
+            '"node:edge2", knob: partition_state',
+            '"node:video", knob: partition_state',
+            "events[1].value: node:video partition_state: acts on nodes of kind partition, video is of kind app",
+        ),
+        (
+            '"node:edge2", knob: partition_state, value: suspended',
+            '"node:edge2", knob: memory_mib, value: 300',
+            "events[1].value: node:edge2 memory_mib: the memory of a partition is assigned when it is created, "
+            "and stays as it is",
+        ),
+        (
+            '"node:edge2", knob: partition_state, value: suspended',
+            '"node:control", knob: cpu_millicores, value: 300',
+            "events[1].value: node:control cpu_millicores: partition control is critical: "
+            "its CPU time is never limited",
+        ),
+        ("edge: {cores: 4", "edge: {cores: 0", "edge: cores must be in [1, 256], got 0"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_partitions_is_one_line(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert PARTITIONS.count(old) == 1
+    (found,) = problems_of(tmp_path, PARTITIONS.replace(old, new))
+    assert found.partition(": ")[2] == message

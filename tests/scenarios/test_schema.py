@@ -46,7 +46,8 @@ def test_a_node_of_the_file_has_the_settings_of_the_model(kind: type[schema.Node
     classes = {
         found.kind: found for found in vars(model).values() if isinstance(found, type) and hasattr(found, "kind")
     }
-    settings_of_model = {item.name for item in fields(classes[name])} - {"name"}
+    # The image of a partition has parts, which the file keeps together.
+    settings_of_model = {item.name for item in fields(classes[name])} - {"name", *schema.GuestFiles.model_fields}
     assert set(kind.model_fields) - {"kind", "cpu", "memory"} == settings_of_model
 
 

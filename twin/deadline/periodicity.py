@@ -13,11 +13,13 @@ frequencies (bandwidth × observation time).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from twin.deadline.bursts import jobs
 
 Floats = NDArray[np.float64]
 
@@ -27,7 +29,12 @@ _MIN_TURNS = 2.0  # shorter observations cannot tell a period from the length of
 _HARMONICS = 6
 _MAX_PEAKS = 8
 _LEAST = 0.6  # of the smallest N must be left when bursts are merged
-_JOB_SHARE = 0.2  # of the long stays awake: shorter ones are no jobs
+_NEARLY = 0.75  # of a peak's height: with one of ten points in between, that is what a multiple keeps
+_SPARSE = 2.0  # periods per point, above which many points are needed
+_CLEARLY = 0.03  # by which one reading of bursts must be better than a simpler one
+_OFTEN, _VERY_OFTEN = 1.2, 1.5  # as many jobs with the short ones as without: worth a look, worth waiting for
+_APART = 12  # so much shorter a common period of both is too unlikely
+_STAYS_PER_JOB = 20  # of a virtual CPU, at most, for which it is remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,58 +153,38 @@ def burst_gap_s(times_s: Floats) -> float:
 
 
 def _burst_gaps_s(times_s: Floats) -> list[float]:
-    """Gaps to try, the widest first: bursts may consist of bursts. The last is 0, all wake-ups as they are."""
+    """Gaps to try, from 0 (all wake-ups as they are) to the widest: bursts may consist of bursts."""
     gaps_s = [0.0]
     while (gap_s := burst_gap_s(merged(times_s, gaps_s[-1]))) > gaps_s[-1]:
         gaps_s.append(gap_s)
-    return gaps_s[::-1]
+    return gaps_s
 
 
-def _candidates(times_s: Floats, busy_s: Floats | None, settings: PeriodSettings) -> Iterator[Floats]:
-    """The wake-ups that may be releases, most likely ones first; two that no period can separate are one."""
-    least_s = settings.min_period_s / 4
-    if settings.burst_s is not None:
-        yield merged(times_s, max(settings.burst_s, least_s))
-        return
-    kinds = [times_s]
-    if busy_s is not None and len(busy_s):
-        # A guest's timers and its own clean-up wake a virtual CPU for microseconds, its jobs for longer.
-        jobs = times_s[busy_s >= _JOB_SHARE * np.quantile(busy_s, 0.9)]
-        if len(jobs) < len(times_s):
-            kinds.insert(0, jobs)
-    for kind in kinds:
-        for gap_s in _burst_gaps_s(kind):
-            yield merged(kind, max(gap_s, least_s))
-
-
-def judge(
-    times_s: Sequence[float] | Floats,
-    settings: PeriodSettings | None = None,
-    busy_s: Sequence[float] | Floats | None = None,
-) -> Verdict:
-    """The period of these wake-ups (ascending, seconds), or that they have none.
+def judge(times_s: Sequence[float] | Floats, settings: PeriodSettings | None = None, *, last: bool = True) -> Verdict:
+    """The period of these releases (ascending, seconds), or that they have none.
 
     The lowest local maximum counts that stands above chance and above ``relative_height`` of the highest and
     whose harmonics are there. If a multiple of it is clearly higher, some releases lie between its own: then
-    the multiple is the common divisor. ``busy_s``, as long as ``times_s``, is how long the thread stayed awake
-    each time; it helps where ``settings.burst_s`` is None.
+    the multiple is the common divisor. With ``settings.burst_s`` None releases may come in bursts, and where one of
+    them alone decides for a shorter period there is none yet, unless these are the ``last`` that will be looked at.
     """
     settings = PeriodSettings() if settings is None else settings
     times = np.asarray(times_s, dtype=np.float64)
-    busy = None if busy_s is None else np.asarray(busy_s, dtype=np.float64)
+    least_s = settings.min_period_s / 4  # no period can separate two that are closer
+    gaps_s = [settings.burst_s] if settings.burst_s is not None else _burst_gaps_s(times)
+    best: Peak | None = None
     found: tuple[Peak, ...] = ()
-    for points in _candidates(times, busy, settings):
+    for gap_s in gaps_s:
+        points = merged(times, max(gap_s, least_s))
         if len(points) < settings.samples[0] * _LEAST:
-            if len(times) < settings.samples[-1]:
-                break  # more wake-ups are better than a worse reading of these
             continue
-        period_s, found = _judge_points(points, settings)
-        if period_s is not None:
-            return Verdict(period_s, len(times), found)
-    return Verdict(None, len(times), found)
+        chosen, peaks = _judge_points(points, settings, last)
+        if best is None or (chosen is not None and chosen.height > best.height + _CLEARLY):
+            best, found = chosen, peaks
+    return Verdict(None if best is None else 1 / best.frequency_hz, len(times), found)
 
 
-def _judge_points(points: Floats, settings: PeriodSettings) -> tuple[float | None, tuple[Peak, ...]]:
+def _judge_points(points: Floats, settings: PeriodSettings, last: bool) -> tuple[Peak | None, tuple[Peak, ...]]:
     length_s = float(points[-1] - points[0])
     if length_s <= _MIN_TURNS * settings.min_period_s:
         return None, ()
@@ -219,7 +206,9 @@ def _judge_points(points: Floats, settings: PeriodSettings) -> tuple[float | Non
             chosen = peak if settings.burst_s is None else _divided(points, peak, settings)
         if len(peaks) == _MAX_PEAKS and chosen is not None:
             break
-    return (None if chosen is None else 1 / chosen.frequency_hz), tuple(peaks[:_MAX_PEAKS])
+    if chosen is not None and settings.burst_s is None and not last and _hangs_on_few(points, chosen, settings):
+        chosen = None
+    return chosen, tuple(peaks[:_MAX_PEAKS])
 
 
 def _refined(points: Floats, frequency_hz: float, step_hz: float) -> Peak:
@@ -253,6 +242,25 @@ def _holds(points: Floats, peak: Peak, settings: PeriodSettings, trials: float) 
     return _at(points, 2 * peak.frequency_hz) >= peak.height**4 / 2 - noise / 4
 
 
+def _hangs_on_few(points: Floats, peak: Peak, settings: PeriodSettings) -> bool:
+    """Whether nearly all points have a period that is a multiple of the peak's: the others may be no releases.
+
+    Or whether the period is much shorter than the intervals: of few points that a busy host delayed, some such period
+    nearly always fits.
+    """
+    length_s = float(points[-1] - points[0])
+    if len(points) < settings.samples[-2:][0] * _LEAST and length_s * peak.frequency_hz > _SPARSE * (len(points) - 1):
+        return True
+    for factor in range(2, _HARMONICS + 1):
+        frequency_hz = peak.frequency_hz / factor
+        if frequency_hz < max(1 / settings.max_period_s, _MIN_TURNS / length_s):
+            break
+        lower = _refined(points, frequency_hz, 1 / (_OVERSAMPLING * length_s))
+        if lower.height >= _NEARLY * peak.height:
+            return True
+    return False
+
+
 def _divided(points: Floats, peak: Peak, settings: PeriodSettings) -> Peak:
     """The multiple of a peak that holds releases which the peak itself leaves out, or the peak."""
     step_hz = 1 / (_OVERSAMPLING * float(points[-1] - points[0]))
@@ -270,57 +278,92 @@ class PeriodFinder:
     """Collects the wake-ups of one thread and looks for its period with a growing N.
 
     N grows through ``settings.samples`` while nothing is found; a thread without a period at the last is not
-    periodic. It stays watched: the latest wake-ups are judged again at every :meth:`verdict`.
+    periodic. It stays watched: the latest wake-ups are judged again at every :meth:`verdict`. With
+    ``settings.burst_s`` None the thread is a virtual CPU, and N counts the jobs of its guest (:mod:`.bursts`).
     """
 
     def __init__(self, settings: PeriodSettings | None = None) -> None:
         self.settings = PeriodSettings() if settings is None else settings
-        self._times: list[float] = []
-        self._busy: list[float] = []
-        self._fresh = 0
+        self._stays: list[tuple[float, float, float]] = []
+        self._guest = self.settings.burst_s is None
+        self._most = self.settings.samples[-1] * (_STAYS_PER_JOB if self._guest else 2)
+        self._changed = True
+        self._releases = self._small = np.zeros(0)
+        self._judged_s = -math.inf
         self._stage = 0
         self._verdict = Verdict(None, 0, ())
         self.final = False
 
-    def add(self, time_s: float, busy_s: float = 0.0) -> None:
-        """One wake-up, and how long the thread stayed awake; times do not go back."""
-        self._times.append(time_s)
-        self._busy.append(busy_s)
-        self._fresh += 1
-        if len(self._times) > 2 * self.settings.samples[-1]:
-            self._keep(self.settings.samples[-1])
+    def add(self, time_s: float, awake_s: float = 0.0, run_s: float | None = None) -> None:
+        """One wake-up, how long the thread stayed awake, and how much of that it ran; times do not go back."""
+        self._stays.append((time_s, time_s + awake_s, awake_s if run_s is None else run_s))
+        self._changed = True
+        if len(self._stays) > self._most:
+            del self._stays[: -self._most // 2]
 
     @property
     def times_s(self) -> tuple[float, ...]:
-        """The latest wake-ups, at most twice the largest N."""
-        return tuple(self._times)
+        """The latest wake-ups, or jobs of a guest; at least as many as the largest N, when there were."""
+        self._update()
+        return tuple(self._releases.tolist())
 
     def verdict(self) -> Verdict:
         """The answer so far; ``final`` tells whether more wake-ups could only change a thread that changes."""
+        self._update()
         stages = self.settings.samples
         if not self.final:
-            while self._stage < len(stages) and len(self._times) >= stages[self._stage]:
+            # A guest that hardly ever does the same twice may never have enough jobs of a kind.
+            ample = self._guest and len(self._stays) >= self._most // 2
+            while self._stage < len(stages) and (len(self._releases) >= stages[self._stage] or ample):
                 self._judge(stages[self._stage])
                 if self._verdict.period_s is not None:
                     break
                 self._stage += 1
             if self._verdict.period_s is None and self._stage < len(stages):
-                return Verdict(None, len(self._times), self._verdict.peaks)
+                return Verdict(None, len(self._releases), self._verdict.peaks)
             self.final = True
-        elif self._fresh >= stages[min(self._stage, len(stages) - 1)]:
+        elif int((self._releases > self._judged_s).sum()) >= stages[min(self._stage, len(stages) - 1)]:
             found = self._verdict.period_s
             # With more wake-ups than the first answer needed: rare releases between the others show late.
             self._judge(stages[-1])
             if self._verdict.period_s is None and found is not None:
                 # It may have changed: look again from the beginning of the stages.
                 self._stage, self.final = 0, False
-                self._keep(stages[0])
+                self._forget(stages[0])
         return self._verdict
 
-    def _judge(self, samples: int) -> None:
-        self._verdict = judge(self._times[-samples:], self.settings, self._busy[-samples:])
-        self._fresh = 0
+    def _update(self) -> None:
+        if not self._changed:
+            return
+        stays = np.array(self._stays, dtype=np.float64).reshape(-1, 3)
+        if self._guest:
+            self._releases, self._small = jobs(stays[:, 0], stays[:, 1], stays[:, 2])
+        else:
+            self._releases = stays[:, 0]
+        self._changed = False
 
-    def _keep(self, samples: int) -> None:
-        del self._times[:-samples]
-        del self._busy[:-samples]
+    def _judge(self, samples: int) -> None:
+        last = samples == self.settings.samples[-1]
+        points = self._releases[-samples:]
+        self._verdict = judge(points, self.settings, last=last)
+        self._judged_s = float(points[-1]) if len(points) else -math.inf
+        long_s = self._verdict.period_s
+        if not self._guest or long_s is None:
+            return
+        # Short jobs between the long ones may be what a kernel does now and then, unless a period holds for both.
+        small = self._small[self._small >= points[0]]
+        if len(small) < (_OFTEN if last else _VERY_OFTEN) * len(points):
+            return
+        verdict = judge(small, self.settings, last=last) if samples >= self.settings.samples[-2:][0] else None
+        if verdict is not None and verdict.period_s is not None and verdict.period_s > long_s / _APART:
+            self._verdict = verdict
+        elif not last:
+            self._verdict = Verdict(None, len(points), self._verdict.peaks)
+
+    def _forget(self, samples: int) -> None:
+        self._update()
+        if len(self._releases) > samples:
+            oldest_s = self._releases[-samples]
+            self._stays = [stay for stay in self._stays if stay[0] >= oldest_s]
+            self._changed = True
+            self._update()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 # Of rounding in floating point, never of time on a host.
 _RELATIVE = 1e-9
 _MAX_JOBS = 100_000
+MIN_BUDGET_US = 1.024
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,18 @@ class Reservation:
             if end_s <= job * task_period_s:
                 break
         return worst_s
+
+
+def asked_for(budget_us: float, period_us: float | None) -> Reservation:
+    """The reservation of the knobs ``dl_runtime_us`` and ``dl_period_us``; ValueError says why there is none."""
+    if period_us is None:
+        raise ValueError("has no period yet; set dl_period_us before")
+    # Below 1024 ns the kernel refuses.
+    if not MIN_BUDGET_US <= budget_us <= period_us:
+        raise ValueError(
+            f"must be 0 or in [{MIN_BUDGET_US:g}, {period_us:g}] (at most the period, dl_period_us), got {budget_us:g}"
+        )
+    return Reservation(budget_us * 1e-6, period_us * 1e-6)
 
 
 def smallest_budget_s(execution_s: float, task_period_s: float, period_s: float, deadline_s: float) -> float | None:

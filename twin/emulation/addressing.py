@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from topologies.model import Partition
 from twin.emulation import programs as specs
 from twin.emulation.backhaul import sink_commands, source_commands
 from twin.emulation.plan import Plan
@@ -26,17 +27,20 @@ def ip_commands(plan: Plan, name: str, replicas: Mapping[str, int], path_index: 
         yield f"addr replace {address}/30 dev lb0"
         return
     own = {interface.name: interface for interface in plan.interfaces_of(name)}
-    for interface in own.values():
+    forwards = any(node.name == name for node in topology.of_kind(Partition))  # its guest has the address
+    for interface in () if forwards else own.values():
         radio = interface.link in plan.radio_links.values()
         yield f"addr replace {interface.address}/{24 if radio else 32} dev {interface.name}"
         if radio:
             peer = plan.interface(interface.peer, interface.link)
             yield f"neigh replace {peer.address} lladdr {peer.mac} dev {interface.name} nud permanent"
     for address, device, mac in plan.host_routes(name):
-        yield f"route replace {address}/32 dev {device} src {own[device].address}"
+        source = "" if forwards else f" src {own[device].address}"
+        yield f"route replace {address}/32 dev {device}{source}"
         yield f"neigh replace {address} lladdr {mac} dev {device} nud permanent"
     for pool, gateway, device in plan.pool_routes(name):
-        yield f"route replace {pool} via {gateway} dev {device} src {own[device].address} onlink"
+        source = "" if forwards else f" src {own[device].address}"
+        yield f"route replace {pool} via {gateway} dev {device}{source} onlink"
     for index in range(1, replicas.get(name, 0) + 1):
         address = specs.replica_address(specs.app_number(topology, name), index, balancer=True)
         yield f"addr replace {address}/30 dev r{index}"

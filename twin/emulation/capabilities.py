@@ -26,6 +26,8 @@ from twin.emulation.deadline.tracefs import Tracefs
 from twin.emulation.impairment import has_qdisc
 from twin.emulation.netlink import Netlink, VethEnd, add_veth, open_tap
 from twin.emulation.netns import in_new_netns
+from twin.emulation.partitions.images import GuestImageError
+from twin.emulation.partitions.images import load as load_guest_image
 
 _CAP_NET_ADMIN, _CAP_SYS_ADMIN = 12, 21
 _GIB = 1 << 30
@@ -56,6 +58,7 @@ class _Check:
     unlocks: str
     remedy: str
     needed: bool = False
+    for_partitions: bool = False
 
 
 def detect() -> tuple[Capability, ...]:
@@ -64,12 +67,12 @@ def detect() -> tuple[Capability, ...]:
         return tuple(pool.map(_run, _CHECKS))
 
 
-def missing_for_emulation() -> list[Capability]:
-    """What keeps this host from running a scenario in emulation; empty when nothing does.
+def missing_for_emulation(*, partitions: bool = False) -> list[Capability]:
+    """What keeps this host from running a scenario, perhaps with partitions, in emulation; empty when nothing does.
 
     Without privileges, ``root`` comes first, and of the rest only what is known to be absent.
     """
-    needed = [check for check in _CHECKS if check.needed]
+    needed = [check for check in _CHECKS if check.needed or (partitions and check.for_partitions)]
     with ThreadPoolExecutor(len(needed)) as pool:
         missing = [one for one in pool.map(_run, needed) if not one.present]
     privileges = [one for one in missing if one.name in _PRIVILEGES]
@@ -225,6 +228,14 @@ def _base_image() -> tuple[bool, str]:
     return bool(tags), ", ".join(tags) or "not built yet"
 
 
+def _guest_image() -> tuple[bool, str]:
+    try:
+        image = load_guest_image()
+    except GuestImageError as error:
+        return False, str(error).partition("; build")[0]
+    return True, ", ".join(f"{name} {version}" for name, version in image.packages)
+
+
 def _openvswitch() -> tuple[bool, str]:
     done = subprocess.run(
         ["ovs-vsctl", "--timeout=1", "--no-wait", "get", "Open_vSwitch", ".", "ovs_version", "cur_cfg"],
@@ -349,7 +360,14 @@ _CHECKS = (
     _Check("tracefs", _tracefs, "twin period, response times", "root, a kernel with CONFIG_FTRACE"),
     _Check("sched-deadline", _deadline, "CPU budgets of partitions", "root, no cpuset, kernel.sched_rt_runtime_us set"),
     _Check("kvm", _kvm, "guests of this host's architecture at full speed", "a host with virtualisation enabled"),
-    _Check("qemu-aarch64", _program("qemu-system-aarch64"), "partitions", "apt install qemu-system-arm"),
+    _Check(
+        "qemu-aarch64",
+        _program("qemu-system-aarch64"),
+        "partitions",
+        "apt install qemu-system-arm",
+        for_partitions=True,
+    ),
+    _Check("guest-image", _guest_image, "partitions", "make images", for_partitions=True),
     _Check("tshark", _program("tshark"), "decoding captures of N3", "apt install tshark"),
     _Check(
         "chromium", _program("chromium", "chromium-browser", "google-chrome"), "tests of pages", "apt install chromium"

@@ -93,6 +93,14 @@ class Layout:
             return cls(1, {controller: roots[controller] for controller in _CONTROLLERS})
         if unified is None:
             raise CgroupError("control groups: none mounted; mount -t cgroup2 none /sys/fs/cgroup")
+        with contextlib.suppress(FileNotFoundError):
+            offered = (unified / "cgroup.controllers").read_text().split()
+            missing = [controller for controller in ("cpu", "memory") if controller not in offered]
+            if missing:
+                raise CgroupError(
+                    f"control groups: version 2 in {unified} has {', '.join(offered) or 'no controller'}, "
+                    f"not {' and '.join(missing)}; version 1 or the kernel's command line (cgroup_disable) holds them"
+                )
         return cls(2, dict.fromkeys(_CONTROLLERS, unified))
 
 

@@ -97,6 +97,13 @@ class Fleet:
         except KeyError:
             raise ProgramDownError(f"{program}: is down") from None
 
+    def pid(self, program: str) -> int:
+        """Process id on the host of a running program; ProgramDownError when it is down."""
+        try:
+            return self._programs[program].process.pid
+        except KeyError:
+            raise ProgramDownError(f"{program}: is down") from None
+
     def stats(self) -> Iterator[tuple[ProgramSpec, dict[str, Any]]]:
         """Statistics of every program that answers."""
         for program in list(self._programs.values()):
@@ -112,7 +119,7 @@ class Fleet:
     def set_epoch(self, time_ns: int) -> None:
         """Run time 0 in monotonic nanoseconds, for channels and scripts."""
         for program in self._programs.values():
-            if program.spec.module == "gnb":
+            if program.spec.module in ("gnb", "tasks"):
                 program.client.call("epoch", time_ns=time_ns)
 
     def stop_on(self, node: str) -> None:

@@ -6,8 +6,9 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from topologies.model import Host, Link, Node, Switch
+from topologies.model import Host, Link, Node, Partition, Switch
 from twin.emulation import programs as specs
 from twin.emulation.cgroups import Cgroup
 from twin.emulation.computing import Computing
@@ -16,6 +17,9 @@ from twin.emulation.network import Network
 from twin.emulation.shaping import ShapingError
 from twin.types import Kpi
 
+if TYPE_CHECKING:
+    from twin.emulation.guest_meter import GuestMeter
+
 
 class Gauges:
     """Reads a :class:`Network`; rates are over the time since the last reading."""
@@ -23,6 +27,11 @@ class Gauges:
     def __init__(self, network: Network) -> None:
         self._network = network
         self._deltas = Deltas()
+        self._guests: GuestMeter | None = None
+        if network.guests is not None:
+            from twin.emulation.guest_meter import GuestMeter
+
+            self._guests = GuestMeter(network.guests)
 
     def kpis(self, time_s: float, span_s: float) -> list[Kpi]:
         """Computing, transport and link KPIs of an interval."""
@@ -47,6 +56,8 @@ class Gauges:
         return rows
 
     def _node_kpis(self, time_s: float, span_s: float, node: Node, parts: Sequence[Computing]) -> list[Kpi]:
+        if isinstance(node, Partition) and self._guests is not None:
+            return self._guests.kpis(time_s, span_s, node.name)
         if isinstance(node, Switch | Host) or not self._network.is_up(node.name):
             return []
         total: Computing | None = None

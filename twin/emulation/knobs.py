@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from topologies.model import App, Gnb, Host, Switch, TopologyError
+from topologies.model import App, Container, Gnb, Host, Switch, TopologyError
 from topologies.paths import parse_path
 from twin.emulation.errors import EmulationError
 from twin.emulation.network import HOST_ERRORS, Network
 from twin.emulation.replay import Replay
 from twin.knobs import SLA_KNOBS, refusal
+from twin.partitions import unfit
 from twin.types import Action
 
 
@@ -29,12 +30,20 @@ class Actuators:
             ("node", "memory_mib"): lambda name, a: network.set_node_memory(name, _number(a)),
             ("node", "replicas"): lambda name, a: network.set_replicas(name, int(_number(a))),
             ("node", "node_state"): self._node_state,
+            ("node", "partition_state"): lambda name, a: network.set_partition_state(name, str(a.value)),
+            ("node", "placement"): lambda name, a: network.placement.move(name, str(a.value)),
+            ("node", "attack"): lambda name, a: network.partition(name).attack(name, str(a.value)),
+            ("node", "dl_runtime_us"): lambda name, a: network.partition(name).set_dl_runtime(name, int(_number(a))),
+            ("node", "dl_period_us"): lambda name, a: network.partition(name).set_dl_period(name, int(_number(a))),
             ("link", "link_state"): lambda name, a: network.set_link_state(name, a.value == "up"),
             ("link", "bandwidth_mbps"): lambda name, a: network.impair(name, bandwidth_bps=_number(a) * 1e6),
             ("link", "delay_s"): lambda name, a: network.impair(name, delay_s=_number(a)),
             ("link", "jitter_s"): lambda name, a: network.impair(name, jitter_s=_number(a)),
             ("link", "loss_ratio"): lambda name, a: network.impair(name, loss_ratio=_number(a)),
             ("flow", "path_index"): lambda name, a: network.routing.choose(name, int(_number(a))),
+            ("task", "task_work_us"): lambda name, a: network.set_task_work(name, _number(a)),
+            ("task", "dl_period_us"): lambda _, a: network.reserved(a.entity).set_period(a.entity, _number(a)),
+            ("task", "dl_runtime_us"): lambda _, a: network.reserved(a.entity).set_budget(a.entity, _number(a)),
             ("ue", "ue_state"): lambda name, a: replay.bar(name, a.value == "detached"),
             ("ue", "cqi"): lambda name, a: network.set_cqi(name, int(_number(a))),
         }
@@ -60,6 +69,7 @@ class Actuators:
             "link": [link.name for link in plan.topology.links],
             "ue": list(plan.ues),
             "flow": [flow.name for flow in plan.topology.backhaul],
+            "task": list(plan.topology.tasks),
         }[scope]
         if name not in known:
             shown = ", ".join(known[:12]) + (" ..." if len(known) > 12 else "")
@@ -68,10 +78,15 @@ class Actuators:
             return f"{action.knob} is a promise, not something a network can be set to"
         if scope == "node":
             return self._unfit(action, name)
+        inside = scope == "task" and not isinstance(plan.topology.node(name.rpartition(".")[0]), Container)
+        if inside and action.knob != "task_work_us":
+            return f"{action.entity} {action.knob}: a thread in a guest is not this host's to reserve for"
         return None
 
     def _unfit(self, action: Action, name: str) -> str | None:
         node = self._network.plan.topology.node(name)
+        if (reason := unfit(node, action)) is not None:
+            return reason
         if isinstance(node, Switch | Host):
             return f"{action.entity} {action.knob}: a {node.kind} has no container"
         if action.knob == "replicas" and not (isinstance(node, App) and node.service == "request"):

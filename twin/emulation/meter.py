@@ -39,6 +39,7 @@ class _Way:
     sent: float = 0.0
     delays: list[Stats] = field(default_factory=list)
     jitters_us: list[float] = field(default_factory=list)
+    gap_us: float = 0.0
 
     def add(self, other: _Way) -> None:
         self.bytes += other.bytes
@@ -48,6 +49,7 @@ class _Way:
         self.sent += other.sent
         self.delays += other.delays
         self.jitters_us += other.jitters_us
+        self.gap_us = max(self.gap_us, other.gap_us)
 
 
 @dataclass
@@ -180,6 +182,7 @@ class UserPlaneMeter:
         way.lost += lost
         way.sent += sent_packets
         way.delays.append(row["delay"])
+        way.gap_us = max(way.gap_us, row["gap_us"])
         if received:
             way.jitters_us.append(row["jitter_us"])
 
@@ -204,6 +207,8 @@ class UserPlaneMeter:
             if way.jitters_us:
                 put(f"jitter_{direction}_s", sum(way.jitters_us) / len(way.jitters_us) / 1e6)
             rows.extend(_percentiles(time_s, entity, f"delay_{direction}", way.delays))
+        if tally.ways["dl"].gap_us:
+            put("stream_gap_s", tally.ways["dl"].gap_us / 1e6)
         rows.extend(_percentiles(time_s, entity, "rtt", tally.rtts))
         if tally.has_requests:
             put("requests_per_s", tally.requests / span_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import subprocess
 import time
@@ -10,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import twin
-from topologies.model import App, Container, Host, Link, Node, Switch, Ue, Upf
+from topologies.model import App, Container, Host, Link, Node, Partition, Switch, Ue, Upf
 from topologies.paths import Route
 from twin.emulation import programs as specs
 from twin.emulation.addressing import ip_commands
@@ -21,19 +22,26 @@ from twin.emulation.backhaul import SOURCE_MTU
 from twin.emulation.cgroups import Cgroup, CgroupError, quota_and_period
 from twin.emulation.client import ProgramClient, ProgramDownError, ProgramError
 from twin.emulation.containernet import Containernet
+from twin.emulation.deadline.sched import ThreadEndedError
 from twin.emulation.errors import EmulationError
 from twin.emulation.fleet import GUEST_ROOT, NO_PYTHON, Fleet
 from twin.emulation.forwarding import Forwarding
 from twin.emulation.images import ImageError
 from twin.emulation.impairment import End, LinkError, LinkHandle, LinkSpec, make_links
 from twin.emulation.nodes import ContainerError, SwitchError
+from twin.emulation.placement import Placement
 from twin.emulation.plan import Interface, Plan
 from twin.emulation.process import LaunchError
 from twin.emulation.programs import ProgramSpec
+from twin.emulation.reservations import Reservations, threads_of
 from twin.emulation.shaping import Shaper, ShapingError
 from twin.emulation.source_routing import SourceRouting
 from twin.journal import Journal
 from twin.load import BackhaulDemand, Flow
+from twin.partitions import MEMORY_STAYS
+
+if TYPE_CHECKING:
+    from twin.emulation.guests import Guests
 
 Progress = Callable[[str], None]
 
@@ -78,8 +86,20 @@ class Network:
         self._replicas = {app.name: app.replicas for app in plan.topology.of_kind(App) if app.service == "request"}
         self._prb_share = {slice_.name: slice_.prb_share for slice_ in plan.topology.slices}
         self.bandwidth_bps = {slice_.name: slice_.bandwidth_bps for slice_ in plan.topology.slices}
+        self._task_work_ns: dict[str, int] = {}
+        self.reservations: Reservations | None = None
         self._later = ThreadPoolExecutor(max_workers=1, thread_name_prefix="later")
         self._fleet = Fleet(node=self.container, groups=self._groups, runtime=self._runtime, logs=logs)
+        self.guests: Guests | None = None
+        self.placement = Placement(
+            plan,
+            client=self.client,
+            guests=lambda: self.guests,
+            set_route=self._set_route,
+            path_delay_s=self._path_delay_s,
+            later=self._later,
+        )
+        self._vcpus: dict[str, tuple[int, ...]] = {}
 
     # --- bring-up and teardown ---------------------------------------------------------------------
 
@@ -112,6 +132,7 @@ class Network:
                 self._add_node(node)
             for name in self.plan.backhaul.by_host:
                 self._containers[name] = self._net.addHost(name, ip=None)
+            self._begin_guests()
             self.routing.start(runtime=self._runtime, logs=self._logs, journal=self._journal)
             for name in [name for app in self._replicas for name in self._replica_nodes(app)]:
                 self._add_replica(name)
@@ -131,6 +152,9 @@ class Network:
             progress("starting programs")
             self._make_groups()
             self._fleet.start(list(specs.programs(self.plan, seed=self._seed, epoch_ns=self._epoch_ns)))
+            if self.guests is not None:
+                progress("waiting for partitions to boot")
+                self.guests.wait()
         except HOST_ERRORS as error:
             raise EmulationError(self._in_own_words(str(error))) from error
 
@@ -141,6 +165,8 @@ class Network:
     def down(self) -> None:
         """Remove everything; may be called twice and after a failed :meth:`up`."""
         self._later.shutdown(wait=True)
+        if self.reservations is not None:
+            self.reservations.close()
         self._fleet.close()
         for group in self._groups.values():
             group.remove()
@@ -159,10 +185,26 @@ class Network:
 
         self._stack.callback(remove)
 
+    def _begin_guests(self) -> None:
+        """The guests boot while everything else is made."""
+        if not any(True for _ in self.plan.topology.of_kind(Partition)):
+            return
+        from twin.emulation.guests import Guests  # QEMU's client library is needed for nothing else
+
+        self.guests = Guests(
+            self.plan,
+            run_id=self._run_id,
+            folder=RUNTIME_ROOT / f"{self._prefix}-edge",
+            journal=self._journal,
+            node_of=self.container,
+        )
+        self._stack.callback(self.guests.close)
+        self.guests.begin()
+
     def _add_node(self, node: Node) -> None:
         if isinstance(node, Switch):
             self._net.addSwitch(node.name, failMode="secure")
-        elif isinstance(node, Host):
+        elif isinstance(node, Host | Partition):
             self._containers[node.name] = self._net.addHost(node.name, ip=None)
         else:
             self._containers[node.name] = self._net.addDocker(node.name, **self._container_options(node))
@@ -276,15 +318,43 @@ class Network:
         # a link between a balancer and one of its replicas, which the topology does not list
         return ("lb0" if node == link.b else f"r{link.b.rpartition('-r')[2]}"), None
 
+    def _base_lines(self, name: str) -> list[str]:
+        return list(ip_commands(self.plan, name, self._replicas, self.routing.path_index))
+
+    def _set_route(self, name: str, line: str) -> None:
+        """Change one route of a node: a line for ``ip``, or a destination, whose route is worked out anew."""
+        if " " not in line:
+            lines = self.placement.ip_lines(name, self._base_lines(name))
+            line = next(one for one in lines if one.startswith(f"route replace {line} "))
+        enter = ["nsenter", "-t", str(self._containers[name].netns_pid), "-n"]
+        done = subprocess.run([*enter, "ip", *line.split()], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise EmulationError(f"node {name}: route not set: {' '.join(done.stderr.split())[:200]}")
+
+    def _path_delay_s(self, a: str, b: str) -> float:
+        """One-way delay of the links between two nodes now."""
+        hops = itertools.pairwise(self.plan.pair(a, b).route)
+        return sum(
+            self._links[self.plan.topology.link_named(f"{one}-{other}").name].spec.delay_s for one, other in hops
+        )
+
     def _configure(self, name: str) -> None:
         """Addresses, routes and static neighbours of one node; may be repeated."""
-        lines = list(ip_commands(self.plan, name, self._replicas, self.routing.path_index))
+        lines = list(self.placement.ip_lines(name, self._base_lines(name)))
         node = next((node for node in self.plan.topology.nodes if node.name == name), None)
         sysctls = {"net/ipv6/conf/all/disable_ipv6": 1}
         if isinstance(node, Upf):
             sysctls["net/ipv4/ip_forward"] = 1
         if isinstance(node, Ue | Upf):
             sysctls |= {"net/ipv4/conf/all/rp_filter": 0, "net/ipv4/conf/default/rp_filter": 0}
+        if isinstance(node, Partition):
+            assert self.guests is not None
+            lines += self.guests.ip_commands(name)
+            tap = self.guests.managed(name).tap
+            names = ["all", tap, *(one.name for one in self.plan.interfaces_of(name))]
+            sysctls |= {f"net/ipv4/conf/{one}/rp_filter": 0 for one in names}
+            sysctls |= {"net/ipv4/ip_forward": 1, f"net/ipv4/conf/{tap}/proxy_arp": 1}
+            sysctls |= {f"net/ipv4/neigh/{tap}/proxy_delay": 0}
         if name in self.plan.backhaul.sinks:
             # What a flow sends comes in by the donor of its path, also while the answers still take another.
             names = ["all", *(one.name for one in self.plan.interfaces_of(name))]
@@ -374,7 +444,10 @@ class Network:
     # --- nodes -------------------------------------------------------------------------------------
 
     def set_node_cpu(self, name: str, millicores: float) -> None:
-        """CPU limit of a node's container; of an application with replicas, of each of them."""
+        """CPU limit of a node's container; of an application with replicas, of each of them; of a partition."""
+        if self.guests is not None and name in self.guests.partitions:
+            self.guests.limit(name, cpu_millicores=millicores)
+            return
         self._limit(name, lambda group: group.set_cpu(millicores))
 
     def set_node_memory(self, name: str, mib: float) -> None:
@@ -382,6 +455,8 @@ class Network:
         self._limit(name, lambda group: group.set_memory(mib))
 
     def _limit(self, name: str, change: Callable[[Cgroup], None]) -> None:
+        if self.guests is not None and name in self.guests.partitions:
+            raise EmulationError(MEMORY_STAYS)
         self._need_up(name)
         for container in self.limited(name):
             change(Cgroup.of_container(self._containers[container]))
@@ -393,12 +468,27 @@ class Network:
         """All containers of a node: itself and its replicas."""
         return [name, *(self._replica_nodes(name) if name in self._replicas else [])]
 
+    def partition(self, name: str) -> Guests:
+        """The guests, when a partition has this name; EmulationError otherwise."""
+        if self.guests is None or name not in self.guests.partitions:
+            raise EmulationError(f"node {name} is no partition")
+        return self.guests
+
+    def set_partition_state(self, name: str, wanted: str) -> None:
+        """``ready``, ``deployed`` or ``suspended``; what streams from a partition must have moved before it ends."""
+        guests = self.partition(name)
+        if wanted == "ready":
+            self.placement.need_empty(name)
+        guests.set_state(name, wanted)
+
     def _need_up(self, name: str) -> None:
         if name in self._down:
             raise EmulationError(f"node {name} is down")
 
     def is_up(self, name: str) -> bool:
         """False between :meth:`kill` and :meth:`restart` of a node."""
+        if self.guests is not None and name in self.guests.partitions:
+            return self.guests.is_deployed(name)
         return name not in self._down
 
     def set_cqi(self, ue: str, cqi: int) -> None:
@@ -408,16 +498,23 @@ class Network:
         self.client(specs.gnb_program(plan.gnb, part)).call("set_cqi", ue=ue, value=cqi)
 
     def kill(self, name: str) -> None:
-        """Kill the node's containers, as a crash would."""
+        """Kill the node's containers, as a crash would; shut a partition down."""
+        if self.guests is not None and name in self.guests.partitions:
+            self.set_partition_state(name, "ready")
+            return
         if name in self._down:
             return
         self._down.add(name)
         for member in self.members(name):
+            self._let_go(member)
             self._fleet.stop_on(member)
             self._containers[member].kill()
 
     def restart(self, name: str) -> None:
-        """Start a killed node again: same interfaces and addresses, fresh programs."""
+        """Start a killed node again: same interfaces and addresses, fresh programs; deploy a partition."""
+        if self.guests is not None and name in self.guests.partitions:
+            self.guests.set_state(name, "deployed")
+            return
         if name not in self._down:
             return
         changed = set()
@@ -439,6 +536,9 @@ class Network:
         for spec in specs.programs(self.plan, seed=self._seed, epoch_ns=self._epoch_ns):
             if spec.node in self.members(name) and spec.name not in self._fleet:
                 self._fleet.start([self._current(spec)])
+                if spec.module == "tasks":
+                    self.client(spec.name).call("epoch", time_ns=self._epoch_ns)
+                    self._hold(spec)
 
     def _plug_again(self, links: Sequence[Link]) -> None:
         """Make the switches take ports whose interfaces are new ones of the same name.
@@ -461,6 +561,11 @@ class Network:
             count = self._replicas[spec.node]
             config["replicas"] = [
                 specs.replica_endpoint(self.plan.topology, spec.node, index) for index in range(1, count + 1)
+            ]
+        if spec.module == "tasks":
+            config["tasks"] = [
+                row | {"work_ns": self._task_work_ns.get(f"{spec.node}.{number}", row["work_ns"])}
+                for number, row in enumerate(config["tasks"], start=1)
             ]
         return ProgramSpec(spec.name, spec.node, spec.module, config, spec.cgroup)
 
@@ -498,6 +603,64 @@ class Network:
         self._links.pop(f"{app}-{replica}").close()
         self._net.removeDocker(replica)
         del self._containers[replica]
+
+    # --- periodic tasks ----------------------------------------------------------------------------
+
+    def start_tasks(self) -> None:
+        """Find the threads of the periodic tasks, which :meth:`set_epoch` has started, and watch their wake-ups."""
+        wanted = [spec for spec in specs.programs(self.plan, seed=self._seed, epoch_ns=0) if spec.module == "tasks"]
+        if wanted or self.guests is not None:
+            self.reservations = Reservations(self._journal)
+        for spec in wanted:
+            self._hold(spec)
+        if self.guests is not None:
+            self.guests.restart_tasks()
+            self.watch_guests()
+
+    def watch_guests(self) -> None:
+        """Follow the vCPUs of the partitions: a deployed guest has others than the one before."""
+        if self.guests is None or self.reservations is None:
+            return
+        for name in self.guests.partitions:
+            vcpus = self.guests.vcpus(name)
+            if vcpus == self._vcpus.get(name, ()):
+                continue
+            self._vcpus[name] = ()
+            self.reservations.let_go(f"node:{name}")
+            with contextlib.suppress(ThreadEndedError):
+                if vcpus:
+                    self.reservations.hold(f"node:{name}", vcpus, virtual_cpus=True)
+                self._vcpus[name] = vcpus
+
+    def _hold(self, spec: ProgramSpec) -> None:
+        assert self.reservations is not None
+        inner = [row["pid"] for row in self.client(spec.name).call("stats")["tasks"]]
+        for number, tid in enumerate(threads_of(self._fleet.pid(spec.name), inner), start=1):
+            self.reservations.hold(f"task:{spec.node}.{number}", [tid])
+
+    def _let_go(self, node: str) -> None:
+        if self.reservations is not None:
+            for name in self.plan.topology.tasks:
+                if name.rpartition(".")[0] == node:
+                    self.reservations.let_go(f"task:{name}")
+
+    def reserved(self, entity: str) -> Reservations:
+        """Where the reservation of a task is kept; EmulationError when it does not run."""
+        self._need_up(entity.partition(":")[2].rpartition(".")[0])
+        if self.reservations is None:
+            raise EmulationError("does not run")
+        return self.reservations
+
+    def set_task_work(self, name: str, work_us: float) -> None:
+        """CPU time of the jobs of a task that are released from now on; the tasks of a guest all begin anew."""
+        node, _, number = name.rpartition(".")
+        if self.guests is not None and node in self.guests.partitions:
+            self.guests.set_work(name, work_us)
+            return
+        self._need_up(node)
+        work_ns = round(work_us * 1e3)
+        self.client(f"{node}.tasks").call("set_work", task=int(number), work_ns=work_ns)
+        self._task_work_ns[name] = work_ns
 
     # --- links -------------------------------------------------------------------------------------
 
@@ -545,6 +708,14 @@ class Network:
         """Statistics of every program that answers."""
         return self._fleet.stats()
 
+    def guest_streams(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Statistics of the stream servers in partitions."""
+        for node in self.plan.topology.of_kind(Partition):
+            if self.guests is not None and node.vnf == "stream":
+                stats = self.guests.streams(node.name)
+                if stats is not None:
+                    yield node.name, stats
+
     def check_alive(self) -> None:
         """EmulationError when something that should run has died by itself."""
         self.routing.check_alive()
@@ -578,7 +749,15 @@ class Network:
             rate=rate,
             packet_bytes=flow.packet_bytes,
             seed=self._seed,
+            **self._request_of(flow.app),
         )
+
+    def _request_of(self, app: str) -> dict[str, str]:
+        """What is asked of a server, where it is not what an application understands."""
+        node = self.plan.topology.node(app)
+        if isinstance(node, Partition) and node.vnf == "request":
+            return {"path": f"/work?us={round(node.cpu_ms_per_request * 1000)}"}
+        return {}
 
     # --- observation -------------------------------------------------------------------------------
 
@@ -597,7 +776,8 @@ class Network:
     def features(self) -> Mapping[str, object]:
         """What the host does it with: OVS datapath, link mechanisms, cgroup version."""
         mechanisms = {name: handle.mechanism for name, handle in self._links.items()}
-        return {"ovs_datapath": self._net.datapath, "link_mechanisms": mechanisms, **self.routing.details}
+        guests = {} if self.guests is None else self.guests.details
+        return {"ovs_datapath": self._net.datapath, "link_mechanisms": mechanisms, **self.routing.details, **guests}
 
     # --- captures and probes -----------------------------------------------------------------------
 
@@ -623,9 +803,9 @@ class Network:
         return self._groups
 
     @property
-    def apps(self) -> Iterator[App]:
-        """The applications of the topology."""
-        return self.plan.topology.of_kind(App)
+    def apps(self) -> Iterator[App | Partition]:
+        """What UEs can use."""
+        return iter(self.plan.topology.services.values())
 
     def container(self, name: str) -> Any:
         """The façade's node."""

@@ -15,7 +15,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from topologies.model import App, Gnb, Link, Switch, Topology, TopologyError, Ue, Upf
+from topologies.model import App, Gnb, Link, Partition, Switch, Topology, TopologyError, Ue, Upf
 from topologies.paths import Route, default_path, serving_gnb, slice_upf
 from twin.emulation.backhaul import BackhaulPlan
 
@@ -163,6 +163,11 @@ def make_plan(topology: Topology) -> Plan:
     )
 
 
+def transport_address(node: int, place: int) -> str:
+    """Address of the ``place``-th interface (from 1) of the ``node``-th node (from 0) in the transport."""
+    return f"10.1.{node // 16}.{node % 16 * 16 + place}"
+
+
 def reroute(plan: Plan, pair: Pair, route: Route) -> Pair:
     """The pair on another route; the route must use the same interfaces at both ends.
 
@@ -215,7 +220,9 @@ def _interfaces(topology: Topology, radio_links: dict[str, str]) -> dict[tuple[s
                 address = f"10.200.{radio[link.name]}.{1 if isinstance(node, Gnb) else 2}"
             elif not isinstance(node, Switch):
                 number = numbers[own]
-                address = f"10.1.{number // 16}.{number % 16 * 16 + counters[own]}"
+                # A partition's guest has one interface: its address is the same over all links.
+                place = 1 if isinstance(node, Partition) else counters[own]
+                address = transport_address(number, place)
                 if counters[own] > 15:
                     raise TopologyError(f"{node.kind} {own}: at most 15 links on emulation")
             name = given or f"eth{counters[own]}"
@@ -267,8 +274,9 @@ def _pairs(
             if _reachable(topology, upf_node.name, node.name):
                 yield pair(upf_node.name, node.name)
     for one, other in itertools.combinations(ends, 2):
-        # Applications answer UEs and plain nodes; they have no business with each other.
-        if not (isinstance(one, App) and isinstance(other, App)) and _reachable(topology, one.name, other.name):
+        # Applications answer UEs and plain nodes; they have no business with each other, nor have partitions.
+        alike = any(isinstance(one, kind) and isinstance(other, kind) for kind in (App, Partition))
+        if not alike and _reachable(topology, one.name, other.name):
             yield pair(one.name, other.name)
 
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from topologies.model import App, Gnb, Topology, Ue, Upf
+from topologies.model import App, Container, Gnb, Topology, Ue, Upf
 from twin.emulation.backhaul import SINK_PORT, SOURCE_MTU, BackhaulPlan
-from twin.emulation.plan import RADIO_PORT, Plan
+from twin.emulation.plan import RADIO_PORT, Plan, transport_address
 
 N6_MTU = 1500
 UE_MTU = 1400
@@ -74,6 +74,11 @@ def app_address(plan: Plan, app: str, slice_name: str) -> str:
     return pair.a.address if pair.a.node == app else pair.b.address
 
 
+def partition_address(plan: Plan, name: str) -> str:
+    """Address of a partition's guest, the same over all its links."""
+    return transport_address([node.name for node in plan.topology.nodes].index(name), 1)
+
+
 def programs(plan: Plan, *, seed: int, epoch_ns: int) -> Iterator[ProgramSpec]:
     """All programs at time 0, in the order in which they are best started."""
     topology = plan.topology
@@ -86,7 +91,16 @@ def programs(plan: Plan, *, seed: int, epoch_ns: int) -> Iterator[ProgramSpec]:
         yield from gnb_programs(plan, gnb, seed=seed, epoch_ns=epoch_ns)
     for group in topology.of_kind(Ue):
         yield from ue_programs(plan, group)
+    for container in topology.of_kind(Container):
+        if container.tasks:
+            yield tasks_program(container)
     yield from backhaul_programs(plan.backhaul)
+
+
+def tasks_program(container: Container) -> ProgramSpec:
+    """The periodic tasks of a container."""
+    rows = [{"period_ns": round(one.period_s * 1e9), "work_ns": round(one.work_s * 1e9)} for one in container.tasks]
+    return ProgramSpec(f"{container.name}.tasks", container.name, "tasks", {"node": container.name, "tasks": rows})
 
 
 def backhaul_programs(plan: BackhaulPlan) -> Iterator[ProgramSpec]:

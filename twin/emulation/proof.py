@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 
-from topologies.model import Gnb, Host, Switch
+from topologies.model import Gnb, Host, Partition, Switch
 from twin.emulation.cgroups import Cgroup
 from twin.emulation.client import ProgramError
 from twin.emulation.dataplane import histogram
@@ -51,21 +51,26 @@ def _cpu_declarations(network: Network) -> Iterator[CpuDeclaration]:
             yield CpuDeclaration(name=f"gnb {program}", group=group, cpu_millicores=limit)
     for node in topology.nodes:
         if node.cpu_millicores is not None and not isinstance(node, Switch | Host | Gnb):
+            if isinstance(node, Partition):
+                group = network.partition(node.name).group(node.name)
+                yield CpuDeclaration(name=f"node {node.name}", group=group, cpu_millicores=node.cpu_millicores)
+                continue
             for member in network.limited(node.name):
                 group = Cgroup.of_container(network.container(member))
                 yield CpuDeclaration(name=f"node {member}", group=group, cpu_millicores=node.cpu_millicores)
 
 
 def _slice_paths(network: Network) -> Iterator[Probe]:
-    """One UE of each slice attaches and exchanges packets with an application, radio to N6 and back."""
+    """One UE of each slice attaches and exchanges packets with an application and every partition that serves."""
     plan = network.plan
     for slice_name in plan.slice_upfs:
         ue = next((ue for ue in plan.ues.values() if ue.slice == slice_name), None)
         if ue is None:
             continue
-        for app, service in _apps(network, slice_name):
-            yield _slice_path(network, ue, slice_name, app, service)
-            break
+        for number, (app, service) in enumerate(_apps(network, slice_name)):
+            # One application stands for all; a partition has a network of its own.
+            if number == 0 or isinstance(plan.topology.node(app), Partition):
+                yield _slice_path(network, ue, slice_name, app, service)
 
 
 def _apps(network: Network, slice_name: str) -> Iterator[tuple[str, Service]]:

@@ -24,11 +24,13 @@ from twin.emulation.network import HOST_ERRORS, Network
 from twin.emulation.plan import make_plan
 from twin.emulation.proof import prove
 from twin.emulation.replay import Replay
+from twin.emulation.task_meter import TaskMeter
 from twin.journal import Journal, JournalError
 from twin.load import Flow, Load
 from twin.types import Action, Kpi, Observation, Outcome, Probe
 
 ATTACH_WAIT_S = 0.1
+COLLECT_S = 0.5  # the kernel keeps some 4000 wake-ups per CPU
 
 Progress = Callable[[str], None]
 
@@ -114,9 +116,11 @@ class EmulationSession:
             self._plan = plan
             self._meter = UserPlaneMeter(plan, load)
             self._backhaul = BackhaulMeter(plan.backhaul)
+            self._tasks = TaskMeter()
             self._gauges = Gauges(self._network)
             self._epoch_s = time.monotonic()
             self._network.set_epoch(time.monotonic_ns())
+            self._network.start_tasks()
             always = [ue_id for group in topology.of_kind(Ue) if group.always_attached for ue_id in group.ue_ids]
             self._replay = Replay(
                 load, _UserPlane(self._network), always_attached=always, ues=plan.ues, clock=self.clock_s
@@ -141,8 +145,12 @@ class EmulationSession:
 
     @property
     def details(self) -> Mapping[str, object]:
-        """For the manifest: image digests, how links are impaired, wall clock of the first user packet."""
-        return {"images": self._network.images, **self._network.features, "first_user_packet": self.first_packet_s}
+        """For the manifest: image digests, how links are impaired, wall clock of the first user packet, and why the
+        periods of wake-ups are unknown if they are."""
+        found = {"images": self._network.images, **self._network.features, "first_user_packet": self.first_packet_s}
+        if self._network.reservations is not None and self._network.reservations.untraced:
+            found["wakeup_periods"] = self._network.reservations.untraced
+        return found
 
     def apply(self, actions: Sequence[Action]) -> Sequence[Outcome]:
         """Carry out actions on what really runs; each outcome says when the change was in force."""
@@ -159,19 +167,27 @@ class EmulationSession:
         if until_s < self._observed_s:
             raise ValueError(f"time goes forward only: at {self._observed_s:g} s, asked for {until_s:g} s")
         while (left_s := until_s - self.clock_s()) > 0:
-            time.sleep(left_s)
+            time.sleep(min(left_s, COLLECT_S) if self._network.reservations else left_s)
+            if self._network.reservations:
+                self._network.reservations.collect()
         try:
             return self._observe(until_s)
         except (EmulationError, OSError, *HOST_ERRORS) as error:
             raise BackendError(str(error)) from error
 
     def _observe(self, until_s: float) -> Observation:
+        self._network.watch_guests()
+        # First, since it is about milliseconds.
+        reserved = self._network.reservations.kpis(until_s) if self._network.reservations else []
         self._network.check_alive()
         self._replay.check()
+        self._network.placement.recover()
         span_s, read_s = self._span()
         readings = self._read()
         kpis = self._meter.kpis(until_s, span_s, readings, self._replay.active_ues())
         kpis += self._backhaul.kpis(until_s, self._backhaul_stats)
+        kpis += self._tasks.kpis(until_s, span_s, self._task_stats)
+        kpis += reserved
         kpis += self._gauges.kpis(until_s, span_s)
         kpis += self._host.kpis(until_s)
         kpis.append(Kpi(until_s, "run", "clock_lag_s", max(0.0, read_s - until_s)))
@@ -210,14 +226,19 @@ class EmulationSession:
         self._last_read_s = self.clock_s()
         self._meter.kpis(0.0, 1.0, self._read(), {})
         self._backhaul.kpis(0.0, self._backhaul_stats)
+        self._tasks.kpis(0.0, 1.0, self._task_stats)
+        if self._network.reservations:
+            self._network.reservations.kpis(0.0)
         self._gauges.kpis(0.0, 1.0)
 
     def _read(self) -> Readings:
         by_module: dict[str, dict[str, dict[str, Any]]] = {}
         for spec, stats in self._network.stats():
             kind = "app" if spec.module in ("app_stream", "app_telemetry", "balancer") else spec.module
-            key = spec.node if kind in ("ue", "traffic", "upf", "app") else spec.name
+            key = spec.node if kind in ("ue", "traffic", "upf", "app", "tasks") else spec.name
             by_module.setdefault(kind, {})[key] = stats
+        by_module.setdefault("app", {}).update(dict(self._network.guest_streams()))
+        self._task_stats = by_module.get("tasks", {})
         self._backhaul_stats = by_module.get("backhaul", {})
         return Readings(
             ue=by_module.get("ue", {}),

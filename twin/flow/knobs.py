@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from topologies.model import App, Host, Switch, TopologyError
+from topologies.model import App, Container, Host, Partition, Switch, TopologyError
 from twin.flow.network import Network
 from twin.knobs import SLA_KNOBS, refusal
+from twin.partitions import DEPLOYED, READY, move_refusal, need_empty, unfit
 from twin.types import Action
 
 _MBPS = 1e6
@@ -24,6 +25,7 @@ def apply(network: Network, action: Action) -> str | None:
         "link": list(network.links),
         "ue": list(network.ues),
         "flow": [flow.name for flow in network.topology.backhaul],
+        "task": list(network.topology.tasks),
     }
     known = tables[scope]
     if name not in known:
@@ -37,6 +39,8 @@ def apply(network: Network, action: Action) -> str | None:
         return _link(network, name, action)
     if scope == "flow":
         return _flow(network, name, action)
+    if scope == "task":
+        return _task(network, name, action)
     return _ue(network, name, action)
 
 
@@ -71,6 +75,10 @@ def _slice(network: Network, name: str, action: Action) -> str | None:
 def _node(network: Network, name: str, action: Action) -> str | None:
     state = network.nodes[name]
     node = network.topology.node(name)
+    if (reason := unfit(node, action)) is not None:
+        return reason
+    if isinstance(node, Partition):
+        return _partition(network, name, action)
     if isinstance(node, Switch | Host):
         return f"{action.entity} {action.knob}: {_what(node)} has no container"
     match action.knob:
@@ -82,11 +90,51 @@ def _node(network: Network, name: str, action: Action) -> str | None:
             state.memory_mib = float(action.value)
         case "node_state":
             state.up = action.value == "up"
+            network.tasks.restart(name)
+        case "placement":
+            target = str(action.value)
+            there = target in network.guests and network.guests.deployed(target)
+            if (refused := move_refusal(network.topology, name, target, deployed=there)) is not None:
+                return f"{action.entity} placement: {refused}"
+            before, network.placement = network.placement, {**network.placement, name: target}
+            if target == name:
+                del network.placement[name]
+            try:
+                for lane in network.lanes:
+                    network.n6(lane)
+            except TopologyError as error:
+                network.placement = before
+                return f"{action.entity} placement: {error}"
         case "replicas":
             if not isinstance(node, App) or node.service != "request":
                 return f"{action.entity} replicas needs an application of service request, got {_what(node)}"
             state.replicas = int(float(action.value))
     return None
+
+
+def _partition(network: Network, name: str, action: Action) -> str | None:
+    guests, where = network.guests, f"{action.entity} {action.knob}"
+    reason: str | None = None
+    match action.knob:
+        case "partition_state" | "node_state" if action.value in (READY, "down") and (
+            hosts := need_empty(name, network.placement)
+        ):
+            reason = hosts
+        case "partition_state":
+            reason = guests.set_state(name, str(action.value), network.now_s)
+        case "node_state":
+            reason = guests.set_state(name, READY if action.value == "down" else DEPLOYED, network.now_s)
+        case "attack":
+            reason = guests.set_attack(name, str(action.value))
+        case "cpu_millicores":
+            guests.set_cpu(name, float(action.value))
+        case "dl_period_us":
+            guests.set_period(name, float(action.value))
+        case "dl_runtime_us":
+            reason = guests.set_budget(name, float(action.value))
+        case _:
+            reason = "is not modelled for a partition"
+    return None if reason is None else f"{where}: {reason}"
 
 
 def _what(node: object) -> str:
@@ -122,6 +170,27 @@ def _flow(network: Network, name: str, action: Action) -> str | None:
     if index >= paths:
         return f"{action.entity} path_index: must be a whole number in [0, {paths - 1}], got {index}"
     network.path_index[name] = index
+    return None
+
+
+def _task(network: Network, name: str, action: Action) -> str | None:
+    owner, _, number = name.rpartition(".")
+    node = network.topology.node(owner)
+    if isinstance(node, Partition) and action.knob == "task_work_us":
+        refused = network.guests.set_work(owner, int(number), float(action.value) * 1e-6)
+        return None if refused is None else f"{action.entity} task_work_us: {refused}"
+    if not isinstance(node, Container):
+        return f"{action.entity} {action.knob}: a thread in {_what(node)} is not this server's to reserve for"
+    if not network.node_up(node.name):
+        return f"{action.entity} {action.knob}: node {node.name} is down"
+    match action.knob:
+        case "task_work_us":
+            network.tasks.set_work(name, float(action.value))
+        case "dl_period_us":
+            network.tasks.set_period(name, float(action.value))
+        case "dl_runtime_us":
+            reason = network.tasks.set_budget(name, float(action.value))
+            return None if reason is None else f"{action.entity} dl_runtime_us: {reason}"
     return None
 
 

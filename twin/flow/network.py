@@ -13,10 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from topologies.model import App, Gnb, Slice, Topology, TopologyError, Ue
+from topologies.model import App, Gnb, Node, Partition, Slice, Topology, TopologyError, Ue
 from topologies.paths import Route, default_path, parse_path, path_links, serving_gnb, slice_upf
 from twin.backend import BackendError
+from twin.deadline.admission import Admission
 from twin.flow import constants as c
+from twin.flow.guests import Guests
+from twin.flow.tasks import Tasks
 from twin.load import Direction, Flow, Load
 from twin.ran.channel import Channel, carrier_bandwidth_hz, scripted_cqi
 
@@ -84,7 +87,7 @@ class UeState:
 
 @dataclass(frozen=True)
 class Lane:
-    """One direction of a flow. ``n6`` is the route UPF to application, ``radio`` the declared radio link."""
+    """One direction of a flow. ``n6`` is the route UPF to application at first, ``radio`` the declared radio link."""
 
     flow: Flow
     direction: Direction
@@ -153,18 +156,21 @@ class Network:
 
     def _build(self, topology: Topology, load: Load, seed: int) -> None:
         self.gnbs = {node.name: node for node in topology.of_kind(Gnb)}
-        self.apps = {node.name: node for node in topology.of_kind(App)}
+        self.apps = topology.services
         self.groups = {node.name: node for node in topology.of_kind(Ue)}
         self.nodes = {
-            node.name: NodeState(
-                node.name, node.cpu_millicores, node.memory_mib, node.replicas if isinstance(node, App) else 1
-            )
+            node.name: NodeState(node.name, node.cpu_millicores, node.memory_mib, _servers(node))
             for node in topology.nodes
         }
         self.links = {
             link.name: LinkState(link.name, link.bandwidth_bps, link.delay_s, link.jitter_s, link.loss_ratio)
             for link in topology.links
         }
+        admission = Admission(topology.edge.cpus)
+        self.tasks = Tasks(topology, admission)
+        self.guests = Guests(topology, admission)
+        self.now_s = 0.0
+        self.placement: dict[str, str] = {}
         self.path_index = {flow.name: flow.path_index for flow in topology.backhaul}
         self.ues: dict[str, UeState] = {}
         for group in self.groups.values():
@@ -236,10 +242,25 @@ class Network:
         self.way = self._way()
         self.wired = self._wired()
 
+    def server(self, app: str) -> str:
+        """The node that the service of an application runs on now."""
+        return self.placement.get(app, app)
+
+    def n6(self, lane: Lane) -> Route:
+        """The route from a lane's UPF to its server now."""
+        server = self.placement.get(lane.flow.app)
+        return lane.n6 if server is None else default_path(self.topology, lane.n6[0], server)
+
     def node_up(self, name: str) -> bool:
-        """Whether a node runs: not killed, and not killed by its own memory limit."""
+        """Whether a node runs: not killed, and not killed by its own memory limit; of a partition, its guest."""
+        if name in self.guests:
+            return self.guests.up(name, self.now_s)
         state = self.nodes[name]
         return state.up and (state.memory_mib is None or self.memory_bytes(name, 0) <= state.memory_mib * _MIB)
+
+    def serves(self, name: str) -> bool:
+        """Whether a node answers: it runs, and its processors do."""
+        return self.node_up(name) and (name not in self.guests or self.guests.cpus(name) > 0)
 
     def memory_bytes(self, name: str, sessions: int) -> float:
         """Memory of a node: a constant per program and session."""
@@ -250,14 +271,14 @@ class Network:
     def route(self, lane: Lane) -> tuple[str, ...]:
         """All nodes of a lane from UE container to application."""
         ue = self.ues[lane.ue]
-        return (ue.group, *self.slices[lane.flow.slice].routes[ue.gnb], *lane.n6[1:])
+        return (ue.group, *self.slices[lane.flow.slice].routes[ue.gnb], *self.n6(lane)[1:])
 
     def _hops(self, lane: Lane) -> tuple[tuple[str, str, float], ...]:
         """(link, end that sends, header bytes per packet) of every link that a lane crosses."""
         ue = self.ues[lane.ue]
         n3 = self.slices[lane.flow.slice].routes[ue.gnb]
         hops: list[tuple[str, str, float]] = []
-        for route, header in ((n3, c.N3_BYTES + c.ETHERNET_BYTES), (lane.n6, c.ETHERNET_BYTES)):
+        for route, header in ((n3, c.N3_BYTES + c.ETHERNET_BYTES), (self.n6(lane), c.ETHERNET_BYTES)):
             for name, (near, far) in zip(path_links(self.topology, route), itertools.pairwise(route), strict=True):
                 hops.append((name, near if lane.direction == "ul" else far, header))
         if lane.radio is not None:
@@ -304,12 +325,13 @@ class Network:
             if limit is not None:
                 weight = 1 + (c.N3_BYTES + c.ETHERNET_BYTES) / lane.packet_bytes
                 use(("transport", state.name, lane.direction), limit, number, weight)
+            server = self.server(lane.flow.app)
             for node, packet_ns in (
                 (state.upf, c.UPF_PACKET_NS),
                 (self.ues[lane.ue].group, c.UE_PACKET_NS),
-                (lane.flow.app, c.APP_PACKET_NS),
+                (server, c.GUEST_PACKET_NS if server in self.guests else c.APP_PACKET_NS),
             ):
-                if node != lane.flow.app or lane.flow.service != "request":
+                if node != server or lane.flow.service != "request":
                     use(("cpu", node), self.process_cpus(node), number, packet_ns * 1e-9 / lane.packet_bits)
         usage = np.zeros((len(rows), len(self.lanes)))
         for row, cells in enumerate(rows.values()):
@@ -326,7 +348,9 @@ class Network:
         return Wired(tuple(rows), usage, limits, usage > 0, places, row_at)
 
     def process_cpus(self, node: str) -> float:
-        """CPUs that the one-threaded program of a node can have."""
+        """CPUs that the one-threaded program of a node, or one processor of a guest for its service, can have."""
+        if node in self.guests:
+            return self.guests.cpus(node)
         limit = self.nodes[node].cpu_millicores
         return min(limit if limit is not None else c.PROCESS_MILLICORES, c.PROCESS_MILLICORES) / 1000
 
@@ -359,3 +383,10 @@ class Network:
                 if new_hop != old_hop:  # the address of either end belongs to its interface
                     raise TopologyError(f"path {text}: must use link {end}-{old_hop}, got {end}-{new_hop}")
         return routes
+
+
+def _servers(node: Node) -> int:
+    """How many requests a node serves at once."""
+    if isinstance(node, Partition):
+        return node.cores
+    return node.replicas if isinstance(node, App) else 1

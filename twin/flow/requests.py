@@ -60,16 +60,15 @@ class Servers:
             if not net.node_up(name):
                 self._backlog[name] = 0.0
                 continue
-            capacity_per_s = self.capacity_per_s(name)
-            capacity = capacity_per_s * length_s
+            capacity = self.capacity_per_s(name) * length_s
             done = min(total + self._backlog[name], capacity)
             waiting = total + self._backlog[name] - done
-            patience = capacity_per_s * c.REQUEST_TIMEOUT_S
+            patience = self._full_per_s(name) * c.REQUEST_TIMEOUT_S
             self._backlog[name] = min(waiting, patience)
             if total > 0:
                 answered += reaching * min(1.0, done / total)
             app_cpu_s[name] = done * self.work_s(name)
-            app_load[name] = done / capacity
+            app_load[name] = done / capacity if capacity > 0 else 0.0
         # Poisson arrivals, thinned: answered and failed are independent Poisson counts.
         return Served(
             asked=arrived,
@@ -81,11 +80,23 @@ class Servers:
 
     def work_s(self, app: str) -> float:
         """CPU time of one request."""
-        return self._network.apps[app].cpu_ms_per_request / 1000 + c.REQUEST_CPU_S
+        beside_s = c.GUEST_REQUEST_CPU_S if app in self._network.guests else c.REQUEST_CPU_S
+        return self._network.apps[app].cpu_ms_per_request / 1000 + beside_s
+
+    def service_s(self, app: str) -> float:
+        """What a request takes on a processor for itself; a guest does the rest of its work beside the answer."""
+        beside_s = c.GUEST_ANSWER_S if app in self._network.guests else c.REQUEST_CPU_S
+        return self._network.apps[app].cpu_ms_per_request / 1000 + beside_s
 
     def capacity_per_s(self, app: str) -> float:
         """Requests/s that all replicas can answer."""
         return self._network.nodes[app].replicas * self._network.process_cpus(app) / self.work_s(app)
+
+    def _full_per_s(self, app: str) -> float:
+        """The same while a guest runs; one that is suspended answers when it goes on."""
+        if self._network.serves(app):
+            return self.capacity_per_s(app)
+        return self._network.nodes[app].replicas / self.work_s(app)
 
     def server_times_s(self, app: str, load: float, flows: int, count: int, rng: np.random.Generator) -> Array:
         """Wait and service of requests, ``count`` of each of some flows; ``load`` of what the CPU limit allows.
@@ -98,22 +109,27 @@ class Servers:
         """
         servers = self._network.nodes[app].replicas
         speed = self._network.process_cpus(app)
-        work_s = self.work_s(app)
-        burst = speed * _CFS_PERIOD_S / work_s
+        work_s, alone_s = self.work_s(app), self.service_s(app)
+        burst = speed * self._period_s(app) / work_s
         full_load = load * speed
         limited = speed < 1 and load > 0
         uniform = rng.random((flows, 2 if limited else 1, count))
-        mean_s = multi_server_wait_s(full_load, work_s, servers)
+        mean_s = multi_server_wait_s(full_load, alone_s, servers)
         waits = waits_of(uniform[:, 0], full_load, mean_s, c.REQUEST_TIMEOUT_S)
         if limited:
             excess = min(load, MAX_LOAD)
             likely = excess * math.exp(-2 * servers * burst * (1 - excess) / excess)
             mean_s = multi_server_wait_s(excess, work_s / speed, servers) / excess
             waits += waits_of(uniform[:, 1], likely, likely * mean_s, c.REQUEST_TIMEOUT_S)
-        service_s = work_s if burst >= 1 else work_s / speed
+        service_s = alone_s if burst >= 1 else work_s / speed
         backlog_s = self._backlog[app] / self.capacity_per_s(app)
         times: Array = waits + service_s + backlog_s
         return times
+
+    def _period_s(self, app: str) -> float:
+        """In which a limit's CPU time is given out."""
+        found = self._network.guests.supply_period_s(app) if app in self._network.guests else None
+        return _CFS_PERIOD_S if found is None else found
 
     def _through(self, step: Step) -> Array:
         """Share of each flow's requests and responses that the network carried, shape (flows,)."""

@@ -91,21 +91,42 @@ class FlowSession:
             raise BackendError("flow: the session is closed")
         if not until_s > self._now_s:
             raise ValueError(f"until_s must be later than {self._now_s:g} s, got {until_s:g}")
-        if self._changed:
-            self._network.changed()
-            self._changed = False
         interval = Interval(until_s - self._now_s)
-        for edges in self._segments(until_s):
-            self._segment(interval, edges)
+        self._pass(interval, until_s)
         carried = self._backhaul.carried(self._now_s, until_s, self._network.path_index, self._network.links)
+        nodes = self._network.nodes
+        task_kpis, task_cpu_s = self._network.tasks.advance(
+            until_s,
+            until_s - self._now_s,
+            {name: self._network.node_up(name) for name in nodes},
+            {name: state.cpu_millicores for name, state in nodes.items()},
+        )
+        guest_kpis, guest_cpu_s = self._network.guests.advance(self._now_s, until_s)
         self._now_s = until_s
-        kpis = self._tally.kpis(until_s, interval, self._fluid, self._delay_rng, carried.link_bps)
+        kpis = self._tally.kpis(
+            until_s, interval, self._fluid, self._delay_rng, carried.link_bps, task_cpu_s | guest_cpu_s
+        )
+        kpis += [*task_kpis, *guest_kpis]
         for name, offered, delivered in zip(
             self._backhaul.names, carried.offered_bps.tolist(), carried.throughput_bps.tolist(), strict=True
         ):
             kpis.append(Kpi(until_s, f"flow:{name}", "offered_bps", offered))
             kpis.append(Kpi(until_s, f"flow:{name}", "throughput_bps", delivered))
         return Observation(until_s, tuple(kpis))
+
+    def _pass(self, interval: Interval, until_s: float) -> None:
+        """All steps of an interval, from one change of the network by itself (a guest has booted) to the next."""
+        net, now_s = self._network, self._now_s
+        while now_s < until_s:
+            if self._changed:
+                net.changed()
+                self._changed = False
+            change_s = net.guests.next_change_s(now_s)
+            next_s = min(until_s, change_s)
+            for edges in self._segments(now_s, next_s):
+                self._segment(interval, edges)
+            now_s = net.now_s = next_s
+            self._changed = change_s <= until_s
 
     def close(self) -> None:
         """Nothing is held; later calls of ``advance`` fail."""
@@ -119,10 +140,10 @@ class FlowSession:
     ) -> None:
         self.close()
 
-    def _segments(self, until_s: float) -> Iterator[list[float]]:
+    def _segments(self, from_s: float, until_s: float) -> Iterator[list[float]]:
         """Step boundaries from one change of demand to the next; no step is longer than ``MAX_STEP_S``."""
-        inside = self._changes_s[(self._changes_s > self._now_s) & (self._changes_s < until_s)]
-        for start_s, stop_s in itertools.pairwise([self._now_s, *inside.tolist(), until_s]):
+        inside = self._changes_s[(self._changes_s > from_s) & (self._changes_s < until_s)]
+        for start_s, stop_s in itertools.pairwise([from_s, *inside.tolist(), until_s]):
             parts = max(1, int(np.ceil((stop_s - start_s) / c.MAX_STEP_S - 1e-9)))
             yield [*(start_s + (stop_s - start_s) * part / parts for part in range(parts)), stop_s]
 
@@ -187,7 +208,7 @@ class FlowSession:
 
     def _offered(self, rates: Array) -> Array:
         """bit/s that each lane's source sends. A stream needs its server to run."""
-        runs = np.array([self._network.node_up(flow.app) for flow in self._load.flows], dtype=bool)
+        runs = np.array([self._network.serves(self._network.server(flow.app)) for flow in self._load.flows], dtype=bool)
         sends = self._flows.paced & (np.repeat(runs, 2) | ~self._network.lane_down)
         per_lane = np.repeat(rates, 2)
         return np.where(sends, per_lane, per_lane * self._flows.bytes_per_request * 8)

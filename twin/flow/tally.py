@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from topologies.model import App, Host, Switch
+from topologies.model import App, Host, Partition, Switch
 from topologies.paths import path_links
 from twin.flow import constants as c
 from twin.flow.delays import draw_delays
 from twin.flow.fluid import Fluid
+from twin.flow.gaps import Gaps
 from twin.flow.interval import Interval
 from twin.flow.maxmin import Array
 from twin.flow.network import Network
@@ -76,6 +77,7 @@ class Tally:
         ]
         on_way = [{ue.group, ue.gnb, net.slices[ue.slice].upf} for ue in net.ues.values()]
         self._ues_at = {name: [ue for ue, way in enumerate(on_way) if name in way] for name in net.nodes}
+        self._gaps = Gaps(net)
         self._version = -1
 
     def kpis(
@@ -85,9 +87,10 @@ class Tally:
         fluid: Fluid,
         rng: np.random.Generator,
         backhaul_bps: Mapping[str, float],
+        task_cpu_s: Mapping[str, float],
     ) -> list[Kpi]:
         """All KPIs of the interval that ends at ``time_s``. ``rng`` draws the delays of packets; ``backhaul_bps``: what
-        links carry of backhaul flows."""
+        links carry of backhaul flows; ``task_cpu_s``: CPU time that the periodic tasks of a node used."""
         net = self._network
         if self._version != net.version:
             self._version = net.version
@@ -96,6 +99,8 @@ class Tally:
         self._now = _Totals(interval)
         delays = draw_delays(net, interval.steps, np.array(interval.working), interval.draws, rng)
         self._samples = Samples(net, interval, delays)
+        self._task_cpu_s = task_cpu_s
+        self._gap_s = self._gaps.longest_s(interval)
         rows = self._all(interval, fluid, backhaul_bps)
         return [Kpi(time_s, entity, name, float(value)) for entity, name, value in rows]
 
@@ -134,6 +139,8 @@ class Tally:
         missing = groups.by_code(now.dropped / bits).tolist()
         jitter = groups.by_code(samples.jitter_bits).tolist()
         asked, answered, failed = (groups.by_group(flows).tolist() for flows in (now.asked, now.answered, now.failed))
+        gaps_s = np.zeros(len(groups.entities))
+        np.maximum.at(gaps_s, groups.of_flow, self._gap_s)
         delays = samples.delays(groups.code)
         trips, responses = samples.trips(groups.of_flow), samples.responses(groups.of_flow)
         for number, entity in enumerate(groups.entities):
@@ -147,6 +154,8 @@ class Tally:
                 if delivered[code] > 0:
                     rows.extend(_percentiles(entity, f"delay_{way}", delays.get(code)))
                     rows.append((entity, f"jitter_{way}_s", jitter[code] / delivered[code]))
+            if gaps_s[number] > 0:
+                rows.append((entity, "stream_gap_s", gaps_s[number]))
             rows.extend(_percentiles(entity, "rtt", trips.get(number)))
             if groups.has_requests[number] and asked[number] > 0:
                 rows.append((entity, "requests_per_s", answered[number] / span_s))
@@ -203,6 +212,9 @@ class Tally:
         net, now = self._network, self._now
         node, state = net.topology.node(name), net.nodes[name]
         entity = f"node:{name}"
+        if isinstance(node, Partition):
+            yield from self._partition(node, interval, program_cpus)
+            return
         if isinstance(node, Switch | Host) or not net.node_up(name):
             return
         row = self._rows.get(("cpu", name))
@@ -213,6 +225,7 @@ class Tally:
             cpus = sum(served.app_cpu_s.get(name, 0.0) for served in interval.served) / now.span_s
         else:
             cpus = 0.0 if row is None else program_cpus[row]
+            cpus += self._task_cpu_s.get(name, 0.0) / now.span_s
         yield entity, "cpu_used_millicores", 1000 * cpus
         if state.cpu_millicores is not None:
             yield entity, "cpu_limit_millicores", state.cpu_millicores * state.replicas
@@ -224,12 +237,39 @@ class Tally:
             yield entity, "memory_limit_bytes", state.memory_mib * 2**20
         if serves:
             yield entity, "replicas", float(state.replicas)
-            mine = self._app_of_flow == self._apps[name]
-            if mine.any():
-                yield entity, "requests_per_s", now.answered[mine].sum() / now.span_s
-                yield entity, "request_failures_per_s", now.failed[mine].sum() / now.span_s
-                found = self._samples.server_times(self._app_of_flow).get(self._apps[name])
-                yield from _percentiles(entity, "response", found)
+            yield from self._requests(name)
+
+    def _requests(self, name: str) -> Rows:
+        entity, now = f"node:{name}", self._now
+        mine = self._app_of_flow == self._apps[name]
+        if mine.any():
+            yield entity, "requests_per_s", now.answered[mine].sum() / now.span_s
+            yield entity, "request_failures_per_s", now.failed[mine].sum() / now.span_s
+            found = self._samples.server_times(self._app_of_flow).get(self._apps[name])
+            yield from _percentiles(entity, "response", found)
+
+    def _partition(self, node: Partition, interval: Interval, program_cpus: Sequence[float]) -> Rows:
+        """Service and computing of a guest; its state and its tasks are told by the guests themselves."""
+        net, now, name = self._network, self._now, node.name
+        if not net.guests.deployed(name):
+            return
+        entity, row = f"node:{name}", self._rows.get(("cpu", name))
+        used_s = self._task_cpu_s[name] + sum(served.app_cpu_s.get(name, 0.0) for served in interval.served)
+        used_s += 0.0 if row is None else program_cpus[row] * now.span_s
+        yield entity, "cpu_used_millicores", 1000 * used_s / now.span_s
+        limit = net.guests.limit_millicores(name)
+        if limit is not None:
+            yield entity, "cpu_limit_millicores", limit
+            full = self._loads(name, row, limit / 1000, interval) >= _THROTTLED_LOAD
+            yield entity, "cpu_throttled_ratio", float(now.mean(full))
+        reserved_s = net.guests.used_of_reservation(name, used_s, now.span_s)
+        if reserved_s is not None:
+            yield entity, "dl_used_s", reserved_s
+        yield entity, "memory_used_bytes", c.GUEST_BYTES
+        if node.isolated and node.memory_mib is not None:
+            yield entity, "memory_limit_bytes", (node.memory_mib + c.GUEST_OVERHEAD_MIB) * 2**20
+        if node.vnf == "request":
+            yield from self._requests(name)
 
     def _program_cpus(self) -> list[float]:
         """CPUs of packet programs, by wired row: the work, and waking up as far as they have time to sleep."""

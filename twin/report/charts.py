@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twin.kpis import PARTITION_STATES
 from twin.report.drawing import PALETTE, slice_colours
 from twin.report.view import MAX_POINTS, RunView, in_force
 
@@ -18,12 +19,13 @@ _PANEL_PX, _GAP_PX, _TOP_PX, _BOTTOM_PX = 150, 56, 34, 44
 _ROW_PX = 15
 # Nothing at all stands out; otherwise the darker the more.
 _HEAT = [[0, "#c81e1e"], [0.004, "#c81e1e"], [0.004, "#e8eef4"], [1, "#0b5f8a"]]
-_STYLES = {"dl": "solid", "ul": "dot", "limit": "dash"}
+_STATES = ("#9aa5b1", "#d97706", "#0b5f8a")
+_STYLES = {"dl": "solid", "ul": "dot", "limit": "dash", "steps": "solid"}
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One KPI in a panel: ``style`` dl, ul (dotted) or limit (dashed steps)."""
+    """One KPI in a panel: ``style`` dl, ul (dotted), limit (dashed steps) or steps (solid ones)."""
 
     kpi: str
     style: str = "dl"
@@ -34,7 +36,8 @@ class Curve:
 class Panel:
     """One chart: title, unit, factor from SI to that unit, and what is drawn of every entity.
 
-    With ``part_of``, a KPI, a row of colours per entity: how much of that KPI the first curve is.
+    With ``part_of``, a KPI, a row of colours per entity: how much of that KPI the first curve is. With ``states``,
+    words, such a row too: the first curve counts them.
     """
 
     title: str
@@ -45,6 +48,7 @@ class Panel:
     promise: str = ""
     spread: bool = False
     part_of: str = ""
+    states: tuple[str, ...] = ()
 
 
 PANELS = (
@@ -87,6 +91,7 @@ PANELS = (
         (Curve("cpu_used_millicores"), Curve("cpu_limit_millicores", "limit", "limit")),
         ("node",),
     ),
+    Panel("State of the partitions", "", 1, (Curve("partition_state"),), ("node",), states=PARTITION_STATES),
     Panel(
         "Backhaul: efficiency and fairness",
         "",
@@ -102,6 +107,24 @@ PANELS = (
         ("flow",),
         part_of="offered_bps",
     ),
+    Panel("Response of the jobs, longest", "ms", 1e3, (Curve("task_response_max_s"),), ("task",), spread=True),
+    Panel("Deadlines missed", "%", 100, (Curve("deadline_miss_ratio"),), ("task",)),
+    Panel(
+        "Reservations: budget Q, and CPU time used per period",
+        "ms",
+        1e3,
+        (Curve("dl_used_s", "ul", "used"), Curve("dl_budget_s", "steps", "budget")),
+        ("task", "node"),
+    ),
+    Panel("Reserved CPU bandwidth, Q / P", "", 1, (Curve("dl_alpha_ratio", "steps"),), ("task", "node")),
+    Panel(
+        "Worst-case service delay of the reservations, 2 (P - Q)",
+        "ms",
+        1e3,
+        (Curve("dl_delta_s", "steps"),),
+        ("task", "node"),
+    ),
+    Panel("Period of the wake-ups", "ms", 1e3, (Curve("wakeup_period_s", "steps"),), ("task", "node")),
     Panel(
         "Host load",
         "%",
@@ -192,7 +215,10 @@ def _figure(
             data.extend(_marks(run, sources, suffix))
         else:
             layout[f"yaxis{suffix}"].update(ranges[panels.index(panel)])
-            data.extend(_rows(run, panel, suffix) if panel.part_of else _curves(run, panel, suffix, colours))
+            if panel.states:
+                data.extend(_states(run, panel, suffix))
+            else:
+                data.extend(_rows(run, panel, suffix) if panel.part_of else _curves(run, panel, suffix, colours))
         top -= height + _GAP_PX
     layout["shapes"].extend(_lines(run))
     return {"data": data, "layout": layout}
@@ -205,7 +231,7 @@ def _found(run: RunView, panel: Panel) -> list[tuple[str, Curve]]:
         for entity, name in run.series
         if name == curve.kpi
         and entity.partition(":")[0] in panel.scopes
-        and (panel.scopes != ("node",) or (entity, "cpu_limit_millicores") in run.series)
+        and (panel.scopes != ("node",) or panel.states or (entity, "cpu_limit_millicores") in run.series)
         and ((curve.style != "ul" and panel.scopes != ("run",)) or _matters(run, entity, name))
     ]
 
@@ -223,8 +249,8 @@ def _curves(run: RunView, panel: Panel, suffix: str, colours: dict[str, str]) ->
         xs, ys = _with_gaps(times, values * panel.factor)
         name = entity.partition(":")[2]
         colour = _colour(entity, curve, colours, others)
-        line = {"color": colour, "width": 1.4 if curve.style != "dl" else 2, "dash": _STYLES[curve.style]}
-        if curve.style == "limit":
+        line = {"color": colour, "width": 2 if curve.style in ("dl", "steps") else 1.4, "dash": _STYLES[curve.style]}
+        if curve.style in ("limit", "steps"):
             line["shape"] = "hv"
         label = " ".join(filter(None, (name, curve.word)))
         digits = ".3f" if not panel.unit else ".2f"
@@ -248,8 +274,8 @@ def _curves(run: RunView, panel: Panel, suffix: str, colours: dict[str, str]) ->
 
 
 def _height(panel: Panel, run: RunView) -> float:
-    rows = len(_found(run, panel)) if panel.part_of else 0
-    return max(float(_PANEL_PX), rows * _ROW_PX)
+    rows = len(_found(run, panel)) if panel.part_of or panel.states else 0
+    return max(float(_PANEL_PX), rows * _ROW_PX) if not panel.states else 2.0 * _ROW_PX + rows * _ROW_PX
 
 
 def _rows(run: RunView, panel: Panel, suffix: str) -> list[dict[str, Any]]:
@@ -287,6 +313,37 @@ def _rows(run: RunView, panel: Panel, suffix: str) -> list[dict[str, Any]]:
     ]
 
 
+def _states(run: RunView, panel: Panel, suffix: str) -> list[dict[str, Any]]:
+    """A row per entity, one column per interval, a colour per state."""
+    names, values = [], []
+    middles: NDArray[np.float64] = np.empty(0)
+    for entity, curve in _found(run, panel):
+        times, found = run.series[entity, curve.kpi]  # whole, since a mean of states is none
+        middles = times - (times[0] if times.size == 1 else float(np.median(np.diff(times)))) / 2
+        names.append(entity.partition(":")[2])
+        values.append(found.tolist())
+    last = len(panel.states) - 1
+    scale = [[share / (last + 1), colour] for n, colour in enumerate(_STATES) for share in (n, n + 1)]
+    return [
+        {
+            "type": "heatmap",
+            "x": np.round(middles, 4).tolist(),
+            "y": names,
+            "z": values,
+            "text": [[panel.states[round(value)] for value in row] for row in values],
+            "zmin": -0.5,
+            "zmax": last + 0.5,
+            "colorscale": scale,
+            "showscale": False,
+            "xgap": 0,
+            "ygap": 2,
+            "xaxis": f"x{suffix}",
+            "yaxis": f"y{suffix}",
+            "hovertemplate": "%{y}: %{text}<extra></extra>",
+        }
+    ]
+
+
 def _others(run: RunView, panel: Panel) -> list[str]:
     """Entities of a panel that are no slices and so have no colour of their own."""
     return [entity for entity in dict.fromkeys(e for e, _ in _found(run, panel)) if not entity.startswith("slice:")]
@@ -305,7 +362,9 @@ def _title(run: RunView, panel: Panel, colours: dict[str, str]) -> str:
     """Title and unit, and the names of the curves that the legend above the charts does not explain."""
     text = f"<b>{panel.title}{f', {panel.unit}' if panel.unit else ''}</b>"
     others = _others(run, panel)
-    if panel.part_of:
+    if panel.states:
+        named = list(zip(panel.states, _STATES, strict=True))
+    elif panel.part_of:
         named = [("all", "#0b5f8a"), ("little", "#8fa6b8"), ("nothing", "#c81e1e")]
     elif panel.scopes == ("run",):
         named = [(curve.word, _colour("run", curve, colours, ())) for curve in panel.curves]
@@ -421,7 +480,7 @@ def _lines(run: RunView) -> list[dict[str, Any]]:
 
 def _range(panel: Panel, runs: Sequence[RunView]) -> dict[str, Any]:
     """The value axis: from 0, or logarithmic where a panel spreads over more than a factor of 20."""
-    if panel.part_of:
+    if panel.part_of or panel.states:
         return {"autorange": "reversed", "tickfont": {"size": 10}, "dtick": 1, "showgrid": False, "automargin": True}
     drawn = [run.series[entity, curve.kpi][1] for run in runs for entity, curve in _found(run, panel)]
     values = np.concatenate([*drawn, np.empty(0)]) * panel.factor

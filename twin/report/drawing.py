@@ -183,14 +183,19 @@ def _node(node: dict[str, Any], at: tuple[float, float], colours: dict[str, str]
     x, y = at
     colour = colours.get(node.get("slice", ""), "#5b6673")
     kind = f"{node['service']} app" if node["kind"] == "app" else _KINDS.get(node["kind"], node["kind"])
+    if node["kind"] == "partition":
+        kind = kind if node["isolated"] else "plain VM"
+        kind = kind if node["vnf"] == "none" else f"{node['vnf']} {kind}"
     count = f" \N{MULTIPLICATION SIGN} {node['count']}" if node["kind"] == "ue" and node["count"] > 1 else ""
-    limit = f", {node['cpu_millicores']:g} m" if node.get("cpu_millicores") else ""
+    tasks = f", {len(node['tasks'])} task{'s' if len(node['tasks']) > 1 else ''}" if node.get("tasks") else ""
+    limit = f", {node['cpu_millicores']:g} m" if node.get("cpu_millicores") and not tasks else ""
+    border = 3.2 if node.get("critical") else 1.6
     tint = f"{colour}1f" if node.get("slice") else "#f3f5f7"
     radius = _HEIGHT / 2 if node["kind"] == "ue" else 6
     return (
         f'<g class="node"><rect x="{x}" y="{y}" width="{_WIDTH}" height="{_HEIGHT}" rx="{radius}" '
         f'fill="#fff"/><rect x="{x}" y="{y}" width="{_WIDTH}" height="{_HEIGHT}" rx="{radius}" '
-        f'fill="{tint}" stroke="{colour}" stroke-width="1.6"/>'
+        f'fill="{tint}" stroke="{colour}" stroke-width="{border}"/>'
         f'<text x="{x + _WIDTH / 2}" y="{y + 21}" class="name">{html.escape(node["name"])}{count}</text>'
-        f'<text x="{x + _WIDTH / 2}" y="{y + 38}" class="kind">{html.escape(kind + limit)}</text></g>'
+        f'<text x="{x + _WIDTH / 2}" y="{y + 38}" class="kind">{html.escape(kind + tasks + limit)}</text></g>'
     )

@@ -17,6 +17,7 @@ from twin.kpis import KPIS
 from twin.report.backhaul import link_usage, overview
 from twin.report.charts import timeline
 from twin.report.drawing import BAND_COLOURS, BAND_WORDS, slice_colours, topology_svg
+from twin.report.tasks import rows_of
 from twin.report.view import MAX_POINTS, RunView, read_run
 
 _HERE = Path(__file__).parent
@@ -121,6 +122,7 @@ def _context(view: RunView) -> dict[str, Any]:
         "svg": Markup(topology_svg(view.topology, link_usage(view))),
         "bands": {BAND_WORDS[band]: BAND_COLOURS[band] for band in _bands(view)},
         "backhaul": overview(view),
+        "tasks": rows_of(view),
         "tiles": [_tile(view, slice_, colours[slice_["name"]]) for slice_ in view.topology["slices"]],
         "controllers": _controllers(view),
         "slicing": _slicing(view),

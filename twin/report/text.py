@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from twin.report.backhaul import overview
+from twin.report.tasks import rows_of
 from twin.report.view import RunView, read_run
 
 
@@ -16,7 +18,8 @@ def summary_table(run: Path) -> Table:
     """Throughput, delay, round trip, loss, beta and CPU of each slice, and whether its promises were kept.
 
     Figures are means over the run; delay is the mean of the intervals' 95th percentiles, the slower
-    direction; beta and CPU limit are those at the end. A network without slices has its backhaul instead.
+    direction; beta and CPU limit are those at the end. A network without slices has its backhaul instead, or its
+    periodic tasks.
     Raises :class:`twin.store.StoreError`.
     """
     view = read_run(run)
@@ -26,6 +29,9 @@ def summary_table(run: Path) -> Table:
     backhaul = overview(view)
     if backhaul and not view.slices:
         return _backhaul_table(backhaul, title, caption, measured=kind == "measured")
+    tasks = rows_of(view)
+    if tasks and not view.slices and not backhaul:
+        return _task_table(tasks, title, caption)
     if backhaul:
         caption += f"; backhaul: efficiency {_number(backhaul['efficiency'] * 1e2, 1)} %"
     table = Table(title=title, caption=caption)
@@ -47,6 +53,25 @@ def summary_table(run: Path) -> Table:
             "-" if math.isnan(used) else f"{used:.0f}/{_number(limit, 0)}",
             _verdict(view, name),
         )
+    return table
+
+
+def _task_table(rows: Sequence[dict[str, Any]], title: str, caption: str) -> Table:
+    table = Table(title=title, caption=f"{caption}; reservation, use and response at the end")
+    table.add_column("task")
+    columns = {
+        "response ms": ("response_ms", 2),
+        "longest ms": ("longest_ms", 1),
+        "missed %": ("missed_percent", 1),
+        "period found ms": ("wakeup_ms", 1),
+        "used ms": ("used_ms", 2),
+        "budget ms": ("budget_ms", 2),
+        "of ms": ("reserved_ms", 1),
+    }
+    for heading in columns:
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(row["name"], *(_number(row[key], digits) for key, digits in columns.values()))
     return table
 
 

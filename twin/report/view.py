@@ -108,7 +108,7 @@ def read_run(path: Path, label: str = "") -> RunView:
 
 def _charted(entity: str) -> bool:
     # Thousands of UEs and links would make the file large; their summaries are kept.
-    return entity.partition(":")[0] in ("run", "slice", "node", "controller", "flow")
+    return entity.partition(":")[0] in ("run", "slice", "node", "controller", "flow", "task")
 
 
 def in_force(

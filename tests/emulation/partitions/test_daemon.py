@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import socket
 import subprocess
@@ -176,6 +177,7 @@ def test_second_daemon_of_a_name(make_daemon: Make) -> None:
         (["--memory-mib", "99999999"], "memory-mib must be in"),
         (["--subnet", "10.0.0.1/24"], "subnet must be"),
         (["--name", "../x"], "name must have"),
+        (["--image", "/none"], "image must be a folder that make images made, got /none: no such folder"),
     ],
 )
 def test_bad_options(partition_host: None, tmp_path: Path, options: list[str], says: str) -> None:  # noqa: ARG001
@@ -188,6 +190,77 @@ def test_bad_options(partition_host: None, tmp_path: Path, options: list[str], s
     assert says in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("before", "says"),
+    [
+        (["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"], "vmand needs root"),
+        (["env", "PATH=/nonexistent"], "qemu-system-aarch64 not found; apt-get install"),
+        (["unshare", "-m", "sh", "-c", 'umount -R /sys/fs/cgroup; exec "$@"', "sh"], "control groups: none mounted"),
+    ],
+)
+def test_hosts_and_users_that_cannot(
+    partition_host: None,  # noqa: ARG001
+    tmp_path: Path,
+    before: list[str],
+    says: str,
+) -> None:
+    command = [*before, sys.executable, "-m", "twin.emulation.partitions.daemon", "--name", "t0"]
+    environment = {**os.environ, "TWINBED_STATE": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[3])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False, cwd="/")
+    assert done.returncode == 1
+    assert done.stderr.startswith("vmand: ") and says in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_full_disk_takes_nothing_and_gives_everything_back(make_daemon: Make) -> None:
+    """A state folder of 256 KiB: nothing new is begun, and what there is can still be given back."""
+    daemon = make_daemon(None, "--cores", "40", "--memory-mib", "4096")
+    with daemon.client() as client:
+        for _ in range(2):
+            client.call("create-partition", {"cores": 1, "memory_mib": 64})
+    daemon.kill()
+    before = {path.name: path.read_bytes() for path in (daemon.state / "journal").iterdir() if path.is_file()}
+    state = (daemon.socket.parent / "state.json").read_bytes()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", daemon.state], check=True, timeout=10)
+    try:
+        (daemon.state / "journal").mkdir()
+        for name, content in before.items():
+            (daemon.state / "journal" / name).write_bytes(content)
+        for number in (1, 2):
+            (daemon.socket.parent / f"p{number}").mkdir(parents=True)
+        (daemon.socket.parent / "state.json").write_bytes(state)
+        daemon.start()
+        with daemon.client() as client:
+            with contextlib.suppress(OSError), (daemon.state / "fill").open("wb", buffering=0) as fill:
+                for size in (4096, 1):
+                    with contextlib.suppress(OSError):
+                        while fill.write(b"x" * size):
+                            pass
+            made = {1, 2}
+            with pytest.raises(VmanError, match="No space left on device") as caught:
+                while True:  # until the room that the files have is used up
+                    made.add(client.call("create-partition", {"cores": 1, "memory_mib": 64})["id"])
+            assert caught.value.kind == "EIO" and "\n" not in str(caught.value)
+            assert {one["id"] for one in client.call("list")["partitions"]} == made
+            assert client.call("info")["free_cores"] == 40 - len(made)
+            assert {int(path.name[1:]) for path in groups(daemon)} == made
+            client.call("destroy-partition", {"id": 1})
+        daemon.kill()
+        (daemon.state / "fill").unlink()
+        daemon.start()
+        with daemon.client() as client:
+            assert {one["id"] for one in client.call("list")["partitions"]} == made - {1}
+            assert client.call("create-partition", {"cores": 3, "memory_mib": 64})["id"] > max(made)
+            for one in client.call("list")["partitions"]:
+                client.call("destroy-partition", {"id": one["id"]})
+        daemon.terminate()
+    finally:
+        if daemon.process is not None:
+            daemon.kill()
+        subprocess.run(["umount", daemon.state], check=True, timeout=10)
 
 
 def groups(daemon: Daemon) -> list[Path]:
@@ -299,7 +372,11 @@ def test_vmanctl(make_daemon: Make) -> None:
     assert refusal.returncode == 1
     assert refusal.stderr == "vmanctl: EPERM: partition 1 is READY; only a SUSPENDED one can be restored\n"
     assert json.loads(daemon.ctl("--format", "json", "suspend", "9").stdout)["error"]["class"] == "ENOENT"
-    assert "-dtb VALUE" in daemon.ctl("deploy", "--help").stdout
+    deploy = " ".join(daemon.ctl("deploy", "--help").stdout.split())
+    assert "-dtb FILE" in deploy and "-timeout-s NUMBER" in deploy and "-wait true|false" in deploy
+    assert "processors (an integer in [1, 8]; required)" in " ".join(
+        daemon.ctl("create-partition", "--help").stdout.split()
+    )
     assert daemon.ctl("destroy-partition", "1").returncode == 0
     daemon.terminate()
     absent = daemon.ctl("list")

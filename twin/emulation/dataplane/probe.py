@@ -29,7 +29,7 @@ MAX_RATE_BPS = 10e9
 MAX_PAYLOAD = 65507
 _FIXED = struct.Struct("!2sBBQQQ")
 _COUNTERS = struct.Struct("!QQ")
-_COUNTERS_AT = 12
+_STARTED_AT, _COUNTERS_AT = 4, 12
 _WAKE_NS = 1_000_000  # at most one wake-up per millisecond, however many packets are due
 _AHEAD_NS = 100_000
 _LATE_NS = 100_000_000
@@ -76,6 +76,16 @@ class PacketMaker:
         self._data[_FIXED.size : _FIXED.size + len(encoded)] = encoded
         self._sequence = 0
 
+    @property
+    def sequence(self) -> int:
+        """Number of the next packet."""
+        return self._sequence
+
+    def resume(self, started_ns: int, sequence: int) -> None:
+        """Go on where another sender stopped: the receiver sees one sender."""
+        self.started_ns, self._sequence = started_ns, sequence
+        struct.pack_into("!Q", self._data, _STARTED_AT, started_ns)
+
     def next(self) -> bytearray:
         """The next payload, valid until the next call."""
         _COUNTERS.pack_into(self._data, _COUNTERS_AT, self._sequence, time.monotonic_ns())
@@ -100,6 +110,12 @@ class Receiver:
         self.rx_bytes = self.rx_packets = 0
         self.jitter_us = 0.0
         self.delay = Histogram()
+        self._last_rx_ns: int | None = None
+        self._gap_ns = 0
+
+    def pause(self) -> None:
+        """Nothing is expected from now on: the silence is no gap."""
+        self._last_rx_ns = None
 
     def receive(self, stamp: Stamp, packet_bytes: int, now_ns: int) -> None:
         """One packet of ``packet_bytes`` (IP header included) arrived."""
@@ -111,6 +127,9 @@ class Receiver:
             self._first = 0 if stamp.started_ns >= self._program_started_ns else stamp.sequence
             self._highest, self._received = self._first - 1, 0
             self._last_delay_us = None
+        if self._last_rx_ns is not None:
+            self._gap_ns = max(self._gap_ns, now_ns - self._last_rx_ns)
+        self._last_rx_ns = now_ns
         self._received += 1
         self._highest = max(self._highest, stamp.sequence)
         self.rx_packets += 1
@@ -128,12 +147,14 @@ class Receiver:
         return self._lost_before + max(0, self._highest - self._first + 1 - self._received)
 
     def stats(self) -> dict[str, Any]:
-        """Counters and the delays since the last call."""
+        """Counters, and the delays and the longest time between two packets since the last call."""
+        gap_ns, self._gap_ns = self._gap_ns, 0
         return {
             "rx_bytes": self.rx_bytes,
             "rx_packets": self.rx_packets,
             "lost_packets": self.lost_packets,
             "jitter_us": round(self.jitter_us, 1),
+            "gap_us": gap_ns / 1e3,
             "delay": self.delay.take(),
         }
 
@@ -141,10 +162,11 @@ class Receiver:
 class Paced:
     """Something that happens at a rate; made by :meth:`Pacer.add`."""
 
-    __slots__ = ("emit", "gap_ns", "version")
+    __slots__ = ("due_ns", "emit", "gap_ns", "version")
 
     def __init__(self, emit: Callable[[], None]) -> None:
         self.emit = emit
+        self.due_ns = 0.0
         self.gap_ns: Callable[[], float] | None = None
         self.version = 0
 
@@ -172,8 +194,19 @@ class Pacer:
         paced.version += 1
         paced.gap_ns = gap_ns
         if gap_ns is not None:
-            heapq.heappush(self._due, (time.monotonic_ns() + first_ns, next(self._order), paced, paced.version))
+            self._push(paced, time.monotonic_ns() + first_ns)
             self._arm()
+
+    def resume(self, paced: Paced, gap_ns: float, due_ns: float) -> None:
+        """Evenly spaced calls, the first at ``due_ns`` of the monotonic clock."""
+        paced.version += 1
+        paced.gap_ns = lambda: gap_ns
+        self._push(paced, due_ns)
+        self._arm()
+
+    def _push(self, paced: Paced, due_ns: float) -> None:
+        paced.due_ns = due_ns
+        heapq.heappush(self._due, (due_ns, next(self._order), paced, paced.version))
 
     def _arm(self) -> None:
         if not self._due:
@@ -198,7 +231,7 @@ class Pacer:
             if version == paced.version:
                 if now_ns - at_ns > _LATE_NS:
                     at_ns = now_ns
-                heapq.heappush(due, (at_ns + paced.gap_ns(), next(self._order), paced, version))
+                self._push(paced, at_ns + paced.gap_ns())
         self._arm()
 
 

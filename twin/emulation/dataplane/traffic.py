@@ -26,6 +26,7 @@ COUNTERS = (
     *("issued", "requests", "failures"),
 )
 HISTOGRAMS = ("delay", "rtt", "response")
+LONGEST = "gap_us"
 ASK_HZ = 2.0
 FIRST_ASK_AGAIN_NS = 10e6
 MAX_IN_FLIGHT = 2000
@@ -138,6 +139,8 @@ class StreamFlow(Flow):
 
     def set_rate(self, rate: float) -> None:
         super().set_rate(rate)
+        if not rate:
+            self.receiver.pause()
         self._gap_ns = FIRST_ASK_AGAIN_NS
         self.program.pacer.set_gap(self._asking, self._next_gap_ns)
 
@@ -266,7 +269,10 @@ class RequestFlow(Flow):
         super().__init__(program, request)
         self._timeout_ns = int(number(request, "timeout_s", 0.01, 600, 2.0) * 1e9)
         host = f"{self.app[0]}:{self.app[1]}"
-        head = f"POST /predict HTTP/1.1\r\nHost: {host}\r\nContent-Length: {self.packet_bytes}\r\n"
+        path = request.get("path", "/predict")
+        if not isinstance(path, str) or not path.startswith("/") or not path.isprintable() or " " in path:
+            raise ConfigError(f"path must be the path of a URL, got {path!r}")
+        head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {self.packet_bytes}\r\n"
         self.message = f"{head}Content-Type: application/octet-stream\r\nConnection: close\r\n\r\n".encode()
         self.message += bytes(self.packet_bytes)
         self.exchanges: set[Exchange] = set()
@@ -333,7 +339,7 @@ class Traffic:
         no_more(
             request,
             *("flow", "ue", "address", "service", "app", "rate", "packet_bytes", "seed"),
-            *("echo_port", "probe_hz", "timeout_s"),
+            *("echo_port", "probe_hz", "timeout_s", "path"),
         )
         name = value(request, "flow", str)
         if name in self.flows:
@@ -391,6 +397,8 @@ class Traffic:
         for key in HISTOGRAMS:
             if unread is not None and key in unread and key in row:
                 row[key] = merge([unread[key], row[key]])
+        if unread is not None and LONGEST in unread:
+            row[LONGEST] = max(row[LONGEST], unread[LONGEST])
         return row
 
     def _stats(self, request: dict[str, Any]) -> Reply:

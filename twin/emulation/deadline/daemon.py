@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twin.emulation.deadline.monitor import Monitor
-from twin.emulation.deadline.sched import DeadlineError, HostLacksError, ThreadEndedError
+from twin.emulation.deadline.sched import DeadlineError, HostLacksError, ThreadEndedError, check_permission
 from twin.emulation.deadline.session import SessionSettings, journal_name
 from twin.journal import Journal
 
@@ -251,6 +251,7 @@ def serve(
 
     ``ready`` is told the address, port 0 resolved. DeadlineError when it cannot be listened on.
     """
+    check_permission()
     with Journal.create(journal_name("deadline"), folder=folder) as journal, contextlib.ExitStack() as stack:
         server, where = _listening(listen, journal, stack)
         server.daemon = Daemon(journal, settings, tell)

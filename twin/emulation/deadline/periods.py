@@ -28,7 +28,7 @@ class PeriodWizard:
         self._finders: dict[int, PeriodFinder] = {}
         self._woke_s: dict[int, float] = {}
         self._lock = threading.RLock()
-        self._tracer = Tracer(journal, "periods")
+        self._tracer = Tracer(journal, "periods", runs=True)
 
     @property
     def tids(self) -> frozenset[int]:
@@ -64,7 +64,7 @@ class PeriodWizard:
                 if event.awake:
                     self._woke_s.setdefault(event.tid, event.time_s)
                 elif (woke_s := self._woke_s.pop(event.tid, None)) is not None:
-                    finder.add(woke_s, event.time_s - woke_s)
+                    finder.add(woke_s, event.time_s - woke_s, event.run_s)
 
     def verdict(self, tid: int) -> tuple[Verdict, bool]:
         """The answer for a thread and whether it is final; KeyError when it is not traced."""

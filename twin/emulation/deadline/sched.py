@@ -17,6 +17,7 @@ from twin.emulation.errors import EmulationError
 _CALLS = {"x86_64": (314, 315), "aarch64": (274, 275)}
 SCHED_OTHER, SCHED_FIFO, SCHED_DEADLINE = 0, 1, 6
 RESET_ON_FORK, RECLAIM = 0x01, 0x02
+_CAP_SYS_NICE = 23
 # struct sched_attr up to sched_period (SCHED_ATTR_SIZE_VER0); utilisation clamps are left as they are.
 _FORMAT = "=IIQiIQQQ"
 _SIZE = struct.calcsize(_FORMAT)
@@ -110,6 +111,17 @@ def restore(tid: int, before: Attributes) -> bool:
     except ThreadEndedError:
         return False
     return True
+
+
+def check_permission() -> None:
+    """HostLacksError unless this process may give reservations."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        effective = int(status.partition("CapEff:")[2].split()[0], 16)
+    except (OSError, ValueError, IndexError):
+        return  # the kernel will say it
+    if not effective >> _CAP_SYS_NICE & 1:
+        raise HostLacksError("SCHED_DEADLINE needs root (CAP_SYS_NICE)")
 
 
 def run_on_time() -> bool:

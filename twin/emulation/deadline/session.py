@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from twin.deadline.budget_law import LawSettings
 from twin.emulation.deadline.monitor import Monitor, Sample
-from twin.emulation.deadline.sched import DeadlineError, HostLacksError, ThreadEndedError
+from twin.emulation.deadline.sched import DeadlineError, HostLacksError, ThreadEndedError, check_permission
 from twin.emulation.deadline.targets import Target
 from twin.journal import Journal
 
@@ -54,6 +54,7 @@ def watch(
     ``emit`` gets the cycles that ended at one moment. Everything is given back on return and on any exception.
     A thread that the kernel refuses for good is told once and left alone; DeadlineError when it was the only one.
     """
+    check_permission()
     with Journal.create(journal_name("deadline"), folder=folder) as journal:
         monitor = Monitor(
             journal, cycle_s=settings.cycle_s, settings=settings.law, responses=settings.responses, tell=tell

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from twin.emulation.deadline.sched import DeadlineError
 
-FORMS = "PID, tid:TID, container:NAME, vcpus:PID, qmp:SOCKET"
+FORMS = "PID, tid:TID, container:NAME, partition:[DAEMON/]ID, vcpus:PID, qmp:SOCKET"
 # QEMU names them so with -name debug-threads=on.
 _VCPU_NAME = re.compile(r"CPU \d+/(KVM|TCG|HVF|WHPX)")
 _QMP_TIMEOUT_S = 2.0
@@ -52,6 +52,8 @@ def target(text: str) -> Target:
         return found
     if kind == "container" and rest:
         return _container(text, rest)
+    if kind == "partition" and rest:
+        return _partition(text, rest)
     if kind == "qmp" and rest:
         numbers = _qmp_vcpus(rest)
         return Target(text, lambda: {one for one in numbers if Path(f"/proc/{one}").is_dir()}, True)
@@ -139,6 +141,26 @@ def _container(text: str, name: str) -> Target:
         return found
 
     return Target(text, threads)
+
+
+def _partition(text: str, rest: str) -> Target:
+    """The virtual CPUs of a partition of a vmand."""
+    from twin.emulation.partitions.client import DEFAULT_NAME, Client, NoDaemonError, VmanError, socket_path
+
+    daemon, _, number = rest.rpartition("/")
+    if not (number.isascii() and number.isdigit() and len(number) < 10) or "/" in daemon:
+        raise DeadlineError(f"{text}: allowed are {FORMS}")
+    try:
+        with Client(socket_path(daemon or DEFAULT_NAME), timeout_s=10) as client:
+            found = client.call("info", {"id": int(number)})
+    except (VmanError, NoDaemonError) as error:
+        raise DeadlineError(f"{text}: {error}") from None
+    numbers = set(map(int, found.get("vcpu_threads") or ()))
+    if not numbers:
+        raise DeadlineError(
+            f"{text}: does not run, its state is {found['state']}; start it with: vmanctl deploy {number}"
+        )
+    return Target(text, lambda: {one for one in numbers if Path(f"/proc/{one}").is_dir()}, True)
 
 
 def _qmp_vcpus(path: str) -> set[int]:

@@ -12,7 +12,7 @@ import ctypes
 import errno
 import os
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -29,16 +29,22 @@ _BUFFER_KIB = 256
 _PAGE = 1 << 16
 _MISSED = 1 << 31
 _EVENTS = ("sched_wakeup", "sched_switch")
+_WOKE, _CAME, _LEFT, _SLEPT = range(4)
+_Event = tuple[float, int, int]  # time in s, thread, one of these
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """A thread that woke (``awake``) or went to sleep, in seconds of the monotonic clock."""
+    """A thread that woke (``awake``) or went to sleep, in seconds of the monotonic clock.
+
+    ``run_s``: of a sleep, the CPU time since the wake-up, where the tracer measures it; else 0.
+    """
 
     tid: int
     time_s: float
     awake: bool
+    run_s: float = 0.0
 
 
 class Tracefs:
@@ -121,10 +127,14 @@ def _dismiss(folder: Path) -> None:
 
 
 class Tracer:
-    """Traces when the threads given to :meth:`watch` wake and sleep; ``purpose`` names the instance."""
+    """Traces when the threads given to :meth:`watch` wake and sleep; ``purpose`` names the instance.
 
-    def __init__(self, journal: Journal, purpose: str) -> None:
+    With ``runs`` it also says how long they ran in between, which is less than they were awake on a busy host.
+    """
+
+    def __init__(self, journal: Journal, purpose: str, *, runs: bool = False) -> None:
         self.lost = 0  # events that the kernel overwrote before they were read
+        self._runs: _Runs | None = _Runs() if runs else None
         self._journal = journal
         self._tids: frozenset[int] = frozenset()
         self._readers: list[int] = []
@@ -168,7 +178,7 @@ class Tracer:
 
     def read(self) -> list[Switch]:
         """Everything since the last call, in order of time; never waits."""
-        found: list[Switch] = []
+        found: list[_Event] = []
         for reader in self._readers:
             while True:
                 try:
@@ -178,8 +188,10 @@ class Tracer:
                 if not page:
                     break
                 found += self._parsed(page)
-        found.sort(key=lambda one: one.time_s)
-        return found
+        found.sort()
+        if self._runs is not None:
+            return list(self._runs.measured(found))
+        return [Switch(tid, time_s, kind == _WOKE) for time_s, tid, kind in found if kind in (_WOKE, _SLEPT)]
 
     def close(self) -> None:
         """Remove the instance. May be called twice."""
@@ -217,7 +229,7 @@ class Tracer:
                 offsets[declaration.split()[-1].split("[")[0]] = int(offset.split(":")[1])
         return number, offsets
 
-    def _parsed(self, data: bytes) -> Iterator[Switch]:
+    def _parsed(self, data: bytes) -> Iterator[_Event]:
         """Events of sub-buffers as ring_buffer.c of the kernel lays them out."""
         size = os.sysconf("SC_PAGE_SIZE")
         for start in range(0, len(data), size):
@@ -253,16 +265,41 @@ class Tracer:
                 offset += length
                 yield from self._switch(page, body, stamp / 1e9)
 
-    def _switch(self, page: bytes, body: int, time_s: float) -> Iterator[Switch]:
+    def _switch(self, page: bytes, body: int, time_s: float) -> Iterator[_Event]:
         fields = self._events.get(struct.unpack_from("=H", page, body)[0])
         if fields is None:
             return
         if "prev_state" in fields:
             tid, state = (struct.unpack_from("=i", page, body + fields[one])[0] for one in ("prev_pid", "prev_state"))
-            # 0: still runnable, taken off the CPU or out of budget; above 0xff: preempted.
-            if tid in self._tids and state & 0xFF:
-                yield Switch(tid, time_s, False)
+            if tid in self._tids:
+                # 0: still runnable, taken off the CPU or out of budget; above 0xff: preempted.
+                yield time_s, tid, _SLEPT if state & 0xFF else _LEFT
+            tid = struct.unpack_from("=i", page, body + fields["next_pid"])[0]
+            if tid in self._tids:
+                yield time_s, tid, _CAME
             return
         tid = struct.unpack_from("=i", page, body + fields["pid"])[0]
         if tid in self._tids:
-            yield Switch(tid, time_s, True)
+            yield time_s, tid, _WOKE
+
+
+class _Runs:
+    """CPU time of threads between wake-up and sleep."""
+
+    def __init__(self) -> None:
+        self._run_s: dict[int, float] = {}
+        self._since_s: dict[int, float] = {}
+
+    def measured(self, events: Iterable[_Event]) -> Iterator[Switch]:
+        for time_s, tid, kind in events:
+            if kind == _WOKE:
+                yield Switch(tid, time_s, True)
+            elif kind == _CAME:
+                self._since_s[tid] = time_s
+            else:
+                ran_s = time_s - self._since_s.pop(tid, time_s)
+                run_s = self._run_s.pop(tid, 0.0) + ran_s
+                if kind == _SLEPT:
+                    yield Switch(tid, time_s, False, run_s)
+                else:
+                    self._run_s[tid] = run_s

@@ -19,6 +19,7 @@ from twin.emulation.partitions.protocol import COMMANDS, Field
 from twin.journal import default_folder
 
 DEFAULT_NAME = "default"
+_FORMAT = "a text to read, or one JSON object (default: text)"
 NO_DAEMON = 3
 """Exit code of ``vmanctl`` when no daemon answers."""
 
@@ -57,9 +58,8 @@ class Client:
             self._socket.connect(str(path))
         except OSError as error:
             self._socket.close()
-            raise NoDaemonError(
-                f"no vmand on {path}: {error.strerror or error}; start one with: vmand --detach"
-            ) from None
+            what = "run vmanctl as root" if isinstance(error, PermissionError) else "start one with: vmand --detach"
+            raise NoDaemonError(f"no vmand answers on {path}: {error.strerror or error}; {what}") from None
         self._file = self._socket.makefile("rb")
 
     def call(self, command: str, args: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -94,12 +94,16 @@ class Client:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="vmanctl", description="Manage the partitions of a vmand.", allow_abbrev=False
+        prog="vmanctl",
+        description="Manage the partitions of a vmand (start one with: vmand --detach).",
+        epilog="A partition's life: create-partition -cores 1 -memsize 0.125, deploy ID, info ID, suspend ID, "
+        "restore ID, shutdown ID, destroy-partition ID. vmanctl COMMAND --help lists the arguments of a command.",
+        allow_abbrev=False,
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--daemon", default=DEFAULT_NAME, help="name of the daemon (default: %(default)s)")
     which.add_argument("--socket", type=Path, help="socket of the daemon")
-    parser.add_argument("--format", choices=("text", "json"), default="text")
+    parser.add_argument("--format", choices=("text", "json"), default="text", help=_FORMAT)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS.values():
         sub = commands.add_parser(command.name, help=command.help, description=command.help, allow_abbrev=False)
@@ -108,9 +112,27 @@ def _parser() -> argparse.ArgumentParser:
                 sub.add_argument("id", type=_converter(field), nargs=None if field.required else "?", help=field.help)
                 continue
             spellings = [f"{dashes}{name.replace('_', '-')}" for name in field.names for dashes in ("-", "--")]
-            sub.add_argument(*spellings, dest=field.name, type=_converter(field), metavar="VALUE", help=field.help)
-        sub.add_argument("--format", choices=("text", "json"), default=argparse.SUPPRESS)
+            metavar, text = _described(field)
+            sub.add_argument(*spellings, dest=field.name, type=_converter(field), metavar=metavar, help=text)
+        sub.add_argument("--format", choices=("text", "json"), default=argparse.SUPPRESS, help=_FORMAT)
     return parser
+
+
+def _described(field: Field) -> tuple[str, str]:
+    """What stands for the value, and the help with what is allowed: as the field itself refuses everything else."""
+    allowed = ""
+    try:
+        field.check(object())
+    except ValueError as error:
+        allowed = str(error).removeprefix("must be ")
+    kinds = {"an integer": "N", "a number": "NUMBER", "true or": "true|false", "a path": "FILE"}
+    metavar = next((word for start, word in kinds.items() if allowed.startswith(start)), "TEXT")
+    facts = [allowed] if metavar in ("N", "NUMBER") else []
+    if field.required:
+        facts.append("required")
+    elif field.default is not None and "default" not in field.help:
+        facts.append(f"default: {_word(field.default)}")
+    return metavar, f"{field.help} ({'; '.join(facts)})" if facts else field.help
 
 
 def _converter(field: Field) -> Any:

@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from twin.emulation.cgroups import CgroupError
+from twin.emulation.cgroups import CgroupError, Layout
 from twin.emulation.gc import collect
 from twin.emulation.partitions import isolation
 from twin.emulation.partitions.client import DEFAULT_NAME, socket_path, state_folder
@@ -160,7 +160,12 @@ def _journal(name: str, folder: Path) -> Journal:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vmand", description="Partitions of an edge server: QEMU aarch64 guests.")
+    parser = argparse.ArgumentParser(
+        prog="vmand",
+        description="The vManager: partitions of an edge server, each a QEMU aarch64 guest. vmanctl gives the orders.",
+        epilog="When it ends, however it does, guests go on, and a vmand of the same name takes them over. "
+        "twin destroy vmand-NAME ends it with everything it has; twin gc removes what a dead one left.",
+    )
     parser.add_argument(
         "--name", default=DEFAULT_NAME, help="several daemons have several names (default: %(default)s)"
     )
@@ -206,6 +211,12 @@ def _server(options: argparse.Namespace) -> EdgeServer:
         raise StartError("vmand needs root: namespaces, TAPs and control groups")
     if not shutil.which(PROGRAM):
         raise StartError(f"{PROGRAM} not found; apt-get install qemu-system-arm")
+    try:
+        Layout.of_host()
+    except CgroupError as error:
+        raise StartError(error) from None
+    if options.image is not None and not options.image.is_dir():
+        raise StartError(f"image must be a folder that make images made, got {options.image}: no such folder")
     if len(str(state_folder(options.name))) > _MOST_SOCKET_PATH - len("/p1000000/channel.sock"):
         raise StartError(f"the path of the state folder is too long for sockets: {state_folder(options.name)}")
     return EdgeServer(options.name, cores, memory_mib, options.critical, subnet, options.image, options.libvirt)

@@ -21,6 +21,9 @@ from twin.emulation.deadline.sched import Attributes, HostLacksError
 MODES = ("deadline", "reserved", "weight")
 RESERVED_RUNTIME_US, RESERVED_PERIOD_US = 8_000, 10_000
 """Of every critical vCPU: two of them fit the 0.95 of each CPU that the kernel hands out on two CPUs."""
+IO_RUNTIME_US, IO_PERIOD_US = 1_000, 10_000
+"""Of QEMU's own thread beside reserved vCPUs: a guest's timers and packets come through it. It gets what it needs
+with two such partitions on two CPUs (0.8 + 0.1 each), and is the limit of what a flood of packets can take."""
 CRITICAL_WEIGHT, WEIGHT = 1600, 100
 
 

@@ -36,9 +36,12 @@ KERNEL_OPTIONS = (
 _LARGE_MIB = 3000  # beyond, the machine's memory reaches over 4 GiB
 _CONSOLE_BYTES = 16384
 _TAIL_BYTES = 2000
+_LINE_BYTES = 256 * 1024  # of the runtime's channel: all histograms full
 _START_TIMEOUT_S = 10.0
 _QMP_TIMEOUT_S = 5.0
 _POLL_S = 0.003
+_MOST_ORDERS = 512  # to the VNF runtime, at once
+_ANSWERS = ("set", "refused", "time", "flows", "released")
 _EVENTS = ("SHUTDOWN", "RESET", "GUEST_PANICKED", "STOP", "RESUME", "POWERDOWN")
 
 
@@ -85,6 +88,10 @@ def command(hardware: Hardware, place: Place) -> list[str]:
     """The QEMU command line; the processors do not run yet."""
     highmem = "off" if hardware.memory_mib <= _LARGE_MIB else "on"
     line = [PROGRAM, "-nodefaults", "-no-user-config", "-display", "none", "-S"]
+    line += [
+        "-name",
+        f"{place.folder.name},debug-threads=on",
+    ]  # so that its virtual CPUs can be told from its other threads
     line += ["-machine", f"virt,gic-version=2,highmem={highmem}", "-cpu", "cortex-a53"]
     line += ["-accel", "tcg,thread=multi,tb-size=32", "-smp", str(hardware.cores), "-m", f"{hardware.memory_mib}M"]
     line += ["-kernel", str(hardware.kernel), "-dtb", str(hardware.dtb), "-append", hardware.cmdline]
@@ -116,6 +123,8 @@ class Machine:
         self.ticks = ticks
         self.hello: Mapping[str, Any] | None = None
         self.metrics: Mapping[str, Any] | None = None
+        self.reported: Callable[[Mapping[str, Any]], None] | None = None
+        """Called with each metrics line: histograms in it hold what came since the line before."""
         self.guest_resets = 0
         self.killed = False
         self.last_console = ""
@@ -131,7 +140,10 @@ class Machine:
         self._tasks: list[asyncio.Task[None]] = []
         self._console = bytearray()
         self._writer: asyncio.StreamWriter | None = None
-        self._answers: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue(16)
+        self.greeted: Callable[[Machine], None] | None = None
+        """Called whenever the VNF runtime has started."""
+        self._answers: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue(_MOST_ORDERS)
+        self._asking = asyncio.Lock()
         self._pidfd = os.pidfd_open(pid)
         self._adopted = False  # its hello may have been said to an earlier daemon
 
@@ -242,19 +254,36 @@ class Machine:
 
     async def configure(self, key: str, value: str) -> None:
         """One setting of the VNF runtime; RequestError EINVAL with its words when it refuses."""
-        if self._writer is None:
-            raise RequestError("EIO", f"partition {self.label}: no VNF runtime answers in it")
-        while not self._answers.empty():
-            self._answers.get_nowait()
-        self._writer.write(f"{key} {value}\n".encode())
-        try:
-            answer = await asyncio.wait_for(self._answers.get(), _QMP_TIMEOUT_S)
-        except TimeoutError:
-            raise RequestError("ETIMEDOUT", f"partition {self.label}: its VNF runtime does not answer") from None
+        await self.configure_all([(key, value)])
+
+    async def configure_all(self, settings: Sequence[tuple[str, str]]) -> None:
+        """Settings in their order, without waiting in between; RequestError for the first that is refused."""
+        answers = await self._exchange([f"{key} {value}" for key, value in settings])
+        for (key, value), answer in zip(settings, answers, strict=True):
+            if answer.get("type") == "refused":
+                raise RequestError(
+                    "EINVAL", f"partition {self.label}: {key} {answer.get('reason', 'refused')}, got {value}"
+                )
+
+    async def ask(self, question: str) -> Mapping[str, Any]:
+        """What the VNF runtime answers to a question; RequestError when it refuses or does not answer."""
+        (answer,) = await self._exchange([question])
         if answer.get("type") == "refused":
-            raise RequestError(
-                "EINVAL", f"partition {self.label}: {key} {answer.get('reason', 'refused')}, got {value}"
-            )
+            raise RequestError("EIO", f"partition {self.label}: {question}: {answer.get('reason', 'refused')}")
+        return answer
+
+    async def _exchange(self, lines: Sequence[str]) -> list[Mapping[str, Any]]:
+        async with self._asking:
+            if self._writer is None:
+                raise RequestError("EIO", f"partition {self.label}: no VNF runtime answers in it")
+            while not self._answers.empty():
+                self._answers.get_nowait()
+            self._writer.write("".join(f"{line}\n" for line in lines).encode())
+            try:
+                async with asyncio.timeout(_QMP_TIMEOUT_S):
+                    return [await self._answers.get() for _ in lines]
+            except TimeoutError:
+                raise RequestError("ETIMEDOUT", f"partition {self.label}: its VNF runtime does not answer") from None
 
     async def console_tail(self) -> str:
         """The end of what the guest wrote to its serial console."""
@@ -371,7 +400,7 @@ class Machine:
         """Take the runtime's lines, from now on and whenever the connection comes back."""
         while True:
             try:
-                reader, writer = await asyncio.open_unix_connection(self.place.channel)
+                reader, writer = await asyncio.open_unix_connection(self.place.channel, limit=_LINE_BYTES)
             except OSError:
                 await asyncio.sleep(0.05)
                 continue
@@ -394,9 +423,13 @@ class Machine:
             return
         if kind == "metrics":
             self.metrics = message
-        elif kind in ("set", "refused"):
+            if self.reported is not None:
+                self.reported(message)
+        elif kind in _ANSWERS:
             with contextlib.suppress(asyncio.QueueFull):
                 self._answers.put_nowait(message)
         if kind == "hello" or (kind == "metrics" and self.hello is None and self._adopted):
             self.hello = message
             self.news.set()
+        if kind == "hello" and self.greeted is not None:
+            self.greeted(self)

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import ipaddress
 import json
+import math
 import os
 import shutil
 import sys
+import time
 import zlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,17 +28,20 @@ from typing import Any
 
 from twin.emulation import cgroups
 from twin.emulation.cgroups import CgroupError
-from twin.emulation.partitions import devicetree, isolation
+from twin.emulation.partitions import devicetree, isolation, streaming
+from twin.emulation.partitions.attack import Flood
 from twin.emulation.partitions.images import GuestImageError, load
 from twin.emulation.partitions.isolation import IsolationError, Reservation
 from twin.emulation.partitions.libvirt import Domain, Libvirt, domain_xml
 from twin.emulation.partitions.machine import KERNEL_OPTIONS, OVERHEAD_MIB, PROGRAM, Hardware, Machine, Place
 from twin.emulation.partitions.network import BRIDGE, PartitionNetwork
 from twin.emulation.partitions.protocol import COMMANDS, Request, RequestError, validated
-from twin.journal import Journal, start_ticks
+from twin.emulation.partitions.streaming import Clock
+from twin.journal import Journal, JournalError, start_ticks
 
 READY, DEPLOYED, SUSPENDED = "READY", "DEPLOYED", "SUSPENDED"
 _STATE_VERSION = 1
+_BLOCK, _SPARE_BYTES, _SPARE_BYTES_EACH = 4096, 2048, 1024  # of the state file: room for notes of what ends
 _BOOT_POLL_S = 0.05
 _RUNTIME_KEYS = ("relay", "load", "metrics_ms")
 _DEFAULT_DEPLOYMENT = {one.name: one.default for one in COMMANDS["deploy"].fields if one.name != "id"}
@@ -58,7 +64,7 @@ class EdgeServer:
 
 @dataclass
 class Partition:
-    """One partition. All but the last three fields are in ``state.json``."""
+    """One partition. Fields that are not in :data:`_TRANSIENT` are in ``state.json``."""
 
     id: int
     name: str
@@ -68,7 +74,7 @@ class Partition:
     critical: bool
     address: str
     gateway: str | None
-    bridge: str
+    bridge: str | None
     tap: str
     mac: str
     state: str = READY
@@ -83,9 +89,16 @@ class Partition:
     dl_runtime_us: int | None = None
     dl_period_us: int | None = None
     note: str | None = None
+    netns: str | None = None
+    """File of the network namespace of its TAP; None: vmand's own."""
+    isolated: bool = True
     machine: Machine | None = None
     group: cgroups.Cgroup | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    clock: Clock | None = None
+    """Of the guest, since its stream server needs it."""
+    stopped_ns: int | None = None
+    flood: Flood | None = None
 
     @property
     def reservation(self) -> Reservation | None:
@@ -95,7 +108,7 @@ class Partition:
         return Reservation(self.dl_runtime_us, self.dl_period_us)
 
 
-_TRANSIENT = {"machine", "group", "lock"}
+_TRANSIENT = {"machine", "group", "lock", "clock", "stopped_ns", "flood"}
 
 
 class Manager:
@@ -109,6 +122,8 @@ class Manager:
         self.network = PartitionNetwork(self.run_id, server.subnet)
         self.partitions: dict[int, Partition] = {}
         self.adopted = 0
+        self.reported: Callable[[str, Mapping[str, Any]], None] | None = None
+        """Called with the name of a partition and each metrics line of its VNF runtime."""
         self.libvirt = None if server.libvirt is None else Libvirt(server.libvirt, server.name)
         self._next_id = 1
         self._table = asyncio.Lock()  # who owns which cores, memory and addresses
@@ -128,6 +143,8 @@ class Manager:
             "info": self._info,
             "configure": self._configure,
             "limit": self._limit,
+            "stream": self._stream,
+            "attack": self._attack,
         }
 
     # --- life of the daemon ---------------------------------------------------------------------------
@@ -147,6 +164,8 @@ class Manager:
         for task in list(self._pending):
             task.cancel()
         for partition in self.partitions.values():
+            if partition.flood is not None:
+                partition.flood.leave()
             if partition.machine is not None:
                 await partition.machine.detach()
         if not self.partitions:
@@ -155,13 +174,31 @@ class Manager:
             self.journal.done(*(entry.number for entry in self.journal.entries))
         self.journal.close()
 
+    async def end(self) -> None:
+        """End the server of a run with all its guests; journal and folder belong to the run."""
+        for task in list(self._pending):
+            task.cancel()
+        for partition in list(self.partitions.values()):
+            async with partition.lock:
+                if partition.machine is not None:
+                    await partition.machine.kill()
+                    self._forget_guest(partition)
+                await self._release(partition)
+        self.network.remove()
+        entries = [one for one in self.journal.entries if one.kind == "netns"]
+        self.journal.done(*(one.number for one in entries if one.ids["name"] == self.network.name))
+
     async def handle(self, request: Request) -> dict[str, Any]:
         """Carry out one request; RequestError when it is refused or fails."""
         try:
             await self.follow_libvirt()
             return await self._commands[request.command](request.args)
-        except (CgroupError, GuestImageError, OSError) as error:
+        except (CgroupError, GuestImageError, JournalError) as error:
             raise RequestError("EIO", f"{request.command}: {error}") from None
+        except OSError as error:
+            # An error of writing names no file; those that a command writes are in the folder.
+            where = f"{error.filename or self.folder}: " if error.filename or error.errno == errno.ENOSPC else ""
+            raise RequestError("EIO", f"{request.command}: {where}{error.strerror or error}") from None
 
     async def _adopt(self) -> None:
         try:
@@ -179,6 +216,8 @@ class Manager:
         for partition in partitions:
             with suppress(CgroupError):
                 partition.group = cgroups.Cgroup.adopt(self.run_id, f"p{partition.id}", journal=self.journal)
+            with suppress(CgroupError):  # an attack does not outlive who started it for long
+                cgroups.Cgroup.adopt(self.run_id, f"attack-p{partition.id}", journal=self.journal).remove()
             if not partition.complete:
                 await self._release(partition)
                 continue
@@ -213,34 +252,52 @@ class Manager:
         ]
         server = {**asdict(self.server), "subnet": str(self.server.subnet), "image": None}
         state = {"version": _STATE_VERSION, "server": server, "next_id": self._next_id, "partitions": partitions}
-        draft = self.folder / ".state.json"
-        # Not flushed to disk: it has to outlive the daemon, and nothing it describes outlives the host.
-        draft.write_text(json.dumps(state, indent=1), encoding="utf-8")
-        draft.rename(self.folder / "state.json")
+        try:
+            self._write_state(json.dumps(state, indent=1).encode())
+        except OSError as error:
+            raise RequestError("EIO", f"state folder {self.folder} cannot be written: {error.strerror}") from None
+
+    def _write_state(self, data: bytes) -> None:
+        """Replace ``state.json`` at once, without new blocks on disk unless it grows a lot.
+
+        On a full disk what is given back must still be written down. So the old file becomes the next draft, and both
+        have room to spare. Not flushed to disk: it has to outlive the daemon, and nothing it describes outlives the host.
+        """
+        state, draft, old = (self.folder / name for name in ("state.json", ".state.json", ".old.json"))
+        room = -(-(len(data) + _SPARE_BYTES + _SPARE_BYTES_EACH * len(self.partitions)) // _BLOCK) * _BLOCK
+        with open(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b") as file:  # noqa: PTH123
+            file.write(data.ljust(max(room, os.fstat(file.fileno()).st_size)))
+        old.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.link(state, old)
+        draft.rename(state)
+        with suppress(FileNotFoundError):
+            old.rename(draft)
 
     # --- create and destroy ---------------------------------------------------------------------------
 
     async def _create(self, args: Mapping[str, Any]) -> dict[str, Any]:
         async with self._table:
             partition = self._admitted(args)
-            if partition.bridge not in self.network.bridges():
+            if partition.bridge is not None and partition.bridge not in self.network.bridges():
                 names = ", ".join(self.network.bridges())
                 raise RequestError(
                     "ENOENT", f"bridge must be one of {names} in namespace {self.network.name}, got {partition.bridge}"
                 )
             self.partitions[partition.id] = partition
             self._next_id += 1
-            self._save()
             try:
+                self._save()
                 await asyncio.to_thread(self._equip, partition)
                 if self.libvirt is not None:
                     self.journal.record("domain", name=partition.name, uri=self.libvirt.uri)
                     await asyncio.to_thread(self._define, partition, _DEFAULT_DEPLOYMENT, None)
+                partition.complete = True
+                self._save()
             except BaseException:
+                partition.complete = False
                 await self._release(partition)
                 raise
-            partition.complete = True
-            self._save()
         return {"id": partition.id}
 
     def _admitted(self, args: Mapping[str, Any]) -> Partition:
@@ -274,7 +331,9 @@ class Manager:
             critical=args["secure"],
             address=address,
             gateway=args["gateway"] or (None if args["address"] else self.network.gateway),
-            bridge=args["bridge"] or BRIDGE,
+            bridge=None if args["netns"] else args["bridge"] or BRIDGE,
+            netns=args["netns"],
+            isolated=args["isolated"],
             # libvirt makes its TAPs in the host's namespace, where several daemons meet
             tap=f"tap{number}" if self.libvirt is None else f"tb{digest & 0xFFFF:04x}p{number}",
             mac=f"52:54:{digest & 255:02x}:{digest >> 8 & 255:02x}:{number >> 8 & 255:02x}:{number & 255:02x}",
@@ -288,15 +347,17 @@ class Manager:
     def _equip(self, partition: Partition) -> None:
         self._place(partition).folder.mkdir(exist_ok=True)
         if self.libvirt is None:
-            self.network.add_tap(partition.tap, partition.bridge)
+            self._network_of(partition).add_tap(partition.tap, partition.bridge)
         partition.group = cgroups.Cgroup.create(
             self.run_id,
             f"p{partition.id}",
             # A critical partition has no ceiling: its share is kept for it by other means.
-            cpu_millicores=None if partition.critical else 1000 * partition.cores,
-            memory_mib=partition.memory_mib + OVERHEAD_MIB,
+            cpu_millicores=1000 * partition.cores if partition.isolated and not partition.critical else None,
+            memory_mib=partition.memory_mib + OVERHEAD_MIB if partition.isolated else None,
             journal=self.journal,
         )
+        if not partition.isolated:
+            return
         weight = isolation.CRITICAL_WEIGHT if partition.critical else isolation.WEIGHT
         partition.group.set_weight(min(10_000, weight * partition.cores))
 
@@ -309,7 +370,7 @@ class Manager:
             self.journal.done(*(one.number for one in entries if one.ids["name"] == partition.name))
         if partition.group is not None:
             await asyncio.to_thread(partition.group.remove)
-        await asyncio.to_thread(self.network.remove_tap, partition.tap)
+        await asyncio.to_thread(self._network_of(partition).remove_tap, partition.tap)
         shutil.rmtree(self._place(partition).folder, ignore_errors=True)
         self.partitions.pop(partition.id, None)
         self._save()
@@ -331,19 +392,24 @@ class Manager:
             self._require(partition, "deployed", READY)
             machine, runtime = await self._start(partition, args)
             partition.machine, partition.pid, partition.ticks = machine, machine.pid, machine.ticks
+            if self.reported is not None:
+                machine.reported = functools.partial(self.reported, partition.name)
             try:
                 self._save()
                 await self._isolate(partition, machine)
+                machine.greeted = self._greeted if args["stream"] else None
                 await machine.proceed()
+                partition.state, partition.note = DEPLOYED, None
+                partition.deployment = {
+                    key: value for key, value in args.items() if key not in ("id", "wait", "timeout_s")
+                }
+                partition.deployment["runtime"] = runtime
+                self._save()
             except BaseException:
                 await machine.kill()
                 self._forget_guest(partition)
                 self._save()
                 raise
-            partition.state, partition.note = DEPLOYED, None
-            partition.deployment = {key: value for key, value in args.items() if key not in ("id", "wait", "timeout_s")}
-            partition.deployment["runtime"] = runtime
-            self._save()
         if args["wait"]:
             await self._booted(partition, machine, args["timeout_s"])
         return {"id": partition.id}
@@ -377,6 +443,7 @@ class Manager:
         if machine is None:
             raise RequestError("EIO", f"partition {partition.id}: libvirt's QEMU has ended")
         self._share(partition, machine)
+        assert partition.bridge is not None  # the protocol has no netns for domains
         await asyncio.to_thread(self.network.take_tap, partition.tap, partition.bridge)
         assert partition.group is not None
         partition.group.add(pid)
@@ -493,6 +560,7 @@ class Manager:
             "gateway": partition.gateway,
             "root": "/dev/vda" if kind == "disk" else None,
             "http": args["http_port"],
+            "echo": args["echo_port"] or None,
             **{key: args[key] for key in _RUNTIME_KEYS},
         }
         ours = [f"twinbed.{key}={value}" for key, value in settings.items() if value is not None]
@@ -532,7 +600,8 @@ class Manager:
             if machine.hello is not None:
                 return
             # Somebody else's system says nothing on our channel, but hardly starts without sending a frame.
-            if not runtime and await asyncio.to_thread(self.network.frames_from_guest, partition.tap) > 0:
+            network = self._network_of(partition)
+            if not runtime and await asyncio.to_thread(network.frames_from_guest, partition.tap) > 0:
                 return
             if loop.time() > deadline:
                 if partition.state == SUSPENDED:
@@ -571,7 +640,7 @@ class Manager:
         async with partition.lock:
             self._require(partition, "suspended", DEPLOYED)
             await _machine(partition).stop()
-            partition.state = SUSPENDED
+            partition.state, partition.stopped_ns = SUSPENDED, time.monotonic_ns()
             self._save()
         return {"id": partition.id}
 
@@ -579,8 +648,16 @@ class Manager:
         partition = self._partition(args)
         async with partition.lock:
             self._require(partition, "restored", SUSPENDED)
-            await _machine(partition).proceed()
-            partition.state = DEPLOYED
+            machine = _machine(partition)
+            if partition.clock is not None and partition.stopped_ns is not None:
+                # Waits in the machine until it runs: packets of the first moment have the right time too.
+                stood_ns = time.monotonic_ns() - partition.stopped_ns
+                self._later(machine.configure("clock", str(partition.clock.offset_ns + stood_ns)))
+                await asyncio.sleep(0)
+            await machine.proceed()
+            partition.state, partition.stopped_ns = DEPLOYED, None
+            if partition.clock is not None:
+                self._later(self._set_clock(partition, machine))
             self._save()
         return {"id": partition.id}
 
@@ -588,9 +665,18 @@ class Manager:
         """Called by a machine whose guest or QEMU ended by itself."""
         for partition in self.partitions.values():
             if partition.machine is machine:
-                task = asyncio.create_task(self._end(partition, machine, reason))
-                self._pending.add(task)
-                task.add_done_callback(self._pending.discard)
+                self._later(self._end(partition, machine, reason))
+
+    def _later(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Do this beside what is asked of us; a machine that ends meanwhile is told of elsewhere."""
+
+        async def body() -> None:
+            with suppress(RequestError):
+                await work
+
+        task = asyncio.create_task(body())
+        self._pending.add(task)
+        task.add_done_callback(self._pending.discard)
 
     async def _end(self, partition: Partition, machine: Machine, reason: str) -> str:
         """End this guest, if it still is the partition's; the end of its console."""
@@ -607,6 +693,8 @@ class Manager:
         """READY again, with its cores and memory."""
         partition.machine = partition.pid = partition.ticks = partition.deployment = partition.isolation = None
         partition.state = READY
+        partition.clock = partition.stopped_ns = None
+        self._end_flood(partition)
         if partition.pinned:
             partition.pinned = []
             self._repin()
@@ -618,8 +706,12 @@ class Manager:
         if not partition.critical:
             # When the host runs out of memory, it is one of these that goes.
             Path(f"/proc/{machine.pid}/oom_score_adj").write_text("500", encoding="ascii")
-            if partition.reservation is not None:
+            if not partition.isolated:
+                partition.isolation = "none: a plain virtual machine"
+                self._repin()
+            elif partition.reservation is not None:
                 self._reserve(partition, threads, partition.reservation, reclaim=False)
+                self._reserve_io(machine)
                 partition.isolation = str(partition.reservation)
             else:
                 partition.isolation = f"at most {partition.cpu_millicores or 1000 * partition.cores:g} millicores"
@@ -632,6 +724,7 @@ class Manager:
                 if mode == "deadline":
                     wanted = Reservation(isolation.RESERVED_RUNTIME_US, isolation.RESERVED_PERIOD_US)
                     self._reserve(partition, threads, wanted, reclaim=True)
+                    self._reserve_io(machine)
                     partition.isolation = str(wanted)
                 elif mode == "reserved":
                     self._take_cpus(partition, machine)
@@ -663,6 +756,11 @@ class Manager:
                 }.get(error.errno or 0, error.strerror)
                 kind = "EBUSY" if error.errno == errno.EBUSY else "EPERM"
                 raise RequestError(kind, f"{wanted}: {reason}") from None
+
+    def _reserve_io(self, machine: Machine) -> None:
+        """Some time for QEMU's own thread as well, when the host has it; without, the guest's timers may come late."""
+        with suppress(IsolationError):
+            isolation.reserve(machine.pid, Reservation(isolation.IO_RUNTIME_US, isolation.IO_PERIOD_US), reclaim=True)
 
     def _squeeze(self, other: Partition, partition: Partition) -> None:
         assert other.machine is not None
@@ -699,25 +797,90 @@ class Manager:
             millicores, runtime_us, period_us = args["cpu_millicores"], args["dl_runtime_us"], args["dl_period_us"]
             if partition.critical:
                 raise RequestError("EPERM", f"partition {partition.id} is critical: its CPU time is never limited")
+            if not partition.isolated:
+                raise RequestError("EPERM", f"partition {partition.id} is a plain virtual machine: nothing limits it")
             threads = [] if partition.machine is None else await partition.machine.vcpu_threads()
             assert partition.group is not None
-            if runtime_us is not None:
+            if runtime_us:
                 wanted = Reservation(runtime_us, period_us)
                 if threads:
                     self._reserve(partition, threads, wanted, reclaim=False)
+                    self._reserve_io(_machine(partition))
                     partition.isolation = str(wanted)
                 partition.dl_runtime_us, partition.dl_period_us = runtime_us, period_us
             else:
                 if partition.reservation is not None:
-                    for thread in threads:
+                    for thread in (*threads, *([partition.machine.pid] if partition.machine else [])):
                         isolation.release(thread)
                 partition.dl_runtime_us = partition.dl_period_us = None
-                partition.group.set_cpu(millicores)
-                partition.cpu_millicores = millicores
+                if millicores is not None:
+                    partition.group.set_cpu(millicores)
+                    partition.cpu_millicores = millicores
                 if threads:
-                    partition.isolation = f"at most {millicores:g} millicores"
+                    partition.isolation = f"at most {partition.cpu_millicores or 1000 * partition.cores:g} millicores"
             self._save()
         return {"id": partition.id}
+
+    # --- services and attacks -----------------------------------------------------------------------------
+
+    def _greeted(self, machine: Machine) -> None:
+        """The runtime of a partition that streams has started, perhaps anew."""
+
+        async def serve(partition: Partition) -> None:
+            await self._set_clock(partition, machine)
+            await machine.configure("stream", "go")
+
+        for partition in self.partitions.values():
+            if partition.machine is machine:
+                self._later(serve(partition))
+
+    async def _set_clock(self, partition: Partition, machine: Machine) -> None:
+        partition.clock = await streaming.set_clock(machine)
+
+    async def _stream(self, args: Mapping[str, Any]) -> dict[str, Any]:
+        partition = self._partition(args)
+        async with partition.lock:
+            self._require(partition, "asked to stream", DEPLOYED)
+            machine, action = _machine(partition), args["action"]
+            found: dict[str, Any] = {"id": partition.id}
+            if action == "adopt":
+                await streaming.adopt(machine, args["flows"])
+            elif action == "release":
+                found["flows"] = await streaming.release(machine, args["at_ns"], args["addresses"])
+            elif action == "flows":
+                found["flows"] = await streaming.flows(machine)
+            else:
+                if partition.clock is None and action != "off":
+                    await self._set_clock(partition, machine)
+                addresses = ",".join(args["addresses"] or ())
+                await machine.configure("stream", f"{action} {addresses}".strip())
+        return found
+
+    async def _attack(self, args: Mapping[str, Any]) -> dict[str, Any]:
+        partition = self._partition(args)
+        async with partition.lock:
+            self._require(partition, "attacked", DEPLOYED)
+            kind, seconds = args["kind"], args["seconds"]
+            self._end_flood(partition)
+            inner = f"{kind}:{math.ceil(seconds)}" if kind in ("cpu", "memory") else "none"
+            await _machine(partition).configure("attack", inner)
+            if kind == "network":
+                partition.flood = await asyncio.to_thread(
+                    Flood.start,
+                    f"p{partition.id}",
+                    partition.address,
+                    self._place(partition).netns,
+                    self.journal,
+                    rate_pps=args["rate_pps"],
+                    payload_bytes=args["payload_bytes"],
+                    seconds=seconds,
+                )
+        return {"id": partition.id}
+
+    def _end_flood(self, partition: Partition) -> None:
+        if partition.flood is not None:
+            partition.flood.stop()
+            partition.flood = None
 
     async def _configure(self, args: Mapping[str, Any]) -> dict[str, Any]:
         partition = self._partition(args)
@@ -758,8 +921,9 @@ class Manager:
         partition = self._partition(args)
         found = _brief(partition) | {
             "gateway": partition.gateway,
-            "netns": self.network.name,
+            "netns": partition.netns or self.network.name,
             "bridge": partition.bridge,
+            "isolated": partition.isolated,
             "tap": partition.tap,
             "mac": partition.mac,
             "cpu_millicores": partition.cpu_millicores,
@@ -776,11 +940,17 @@ class Manager:
             found["booted"] = machine.hello is not None
             found["guest_resets"] = machine.guest_resets
             found["metrics"] = machine.metrics
+            found["flood"] = partition.flood is not None and partition.flood.running
+            found["clock"] = None if partition.clock is None else asdict(partition.clock)
             found["vcpu_threads"] = []
             found["console"] = await machine.console_tail()
             with suppress(RequestError):  # it is ending at this moment
                 found["vcpu_threads"] = await machine.vcpu_threads()
         return found
+
+    def named(self, name: str) -> Partition:
+        """The partition of this name; KeyError when there is none."""
+        return {one.name: one for one in self.partitions.values()}[name]
 
     def _partition(self, args: Mapping[str, Any]) -> Partition:
         partition = self.partitions.get(args["id"])
@@ -798,7 +968,12 @@ class Manager:
 
     def _place(self, partition: Partition) -> Place:
         members = [] if partition.group is None else partition.group.members()
-        return Place(self.folder / f"p{partition.id}", self.network.path, members)
+        return Place(self.folder / f"p{partition.id}", self._network_of(partition).path, members)
+
+    def _network_of(self, partition: Partition) -> PartitionNetwork:
+        if partition.netns is None:
+            return self.network
+        return PartitionNetwork(partition.netns, self.server.subnet, Path(partition.netns))
 
 
 def _brief(partition: Partition) -> dict[str, Any]:

@@ -26,10 +26,11 @@ _Result = TypeVar("_Result")
 class PartitionNetwork:
     """Namespace ``name``; its bridge has the first address of ``subnet``."""
 
-    def __init__(self, name: str, subnet: ipaddress.IPv4Network) -> None:
+    def __init__(self, name: str, subnet: ipaddress.IPv4Network, path: Path | None = None) -> None:
+        """``path``: the file of a namespace that somebody else made and removes."""
         self.name = name
         self.subnet = subnet
-        self.path = Path("/run/netns") / name
+        self.path = path or Path("/run/netns") / name
 
     @property
     def gateway(self) -> str:
@@ -60,10 +61,10 @@ class PartitionNetwork:
         """Interfaces of the namespace that a TAP could join."""
         return [name for name in self._names() if name != "lo" and not name.startswith("tap")]
 
-    def add_tap(self, tap: str, bridge: str) -> None:
-        """A TAP that stays until it is removed, on a bridge of the namespace."""
+    def add_tap(self, tap: str, bridge: str | None) -> None:
+        """A TAP that stays until it is removed, on a bridge of the namespace or on none."""
         try:
-            self._batch(f"tuntap add dev {tap} mode tap", f"link set {tap} master {bridge} up")
+            self._batch(f"tuntap add dev {tap} mode tap", f"link set {tap}{f' master {bridge}' if bridge else ''} up")
         except RequestError:
             with contextlib.suppress(RequestError):
                 self.remove_tap(tap)
@@ -111,12 +112,14 @@ class PartitionNetwork:
             os.close(descriptor)
 
     def _batch(self, *lines: str) -> None:
-        _ip(["-n", self.name, "-batch", "-"], "".join(f"{line}\n" for line in lines))
+        enter = ["nsenter", f"--net={self.path}"]
+        _ip(["-batch", "-"], "".join(f"{line}\n" for line in lines), enter)
 
 
-def _ip(arguments: Sequence[str], text: str = "") -> None:
+def _ip(arguments: Sequence[str], text: str = "", enter: Sequence[str] = ()) -> None:
+    command = [*enter, "ip", *arguments]
     try:
-        done = subprocess.run(["ip", *arguments], input=text, capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RequestError("EIO", f"ip {arguments[0]}: {error}") from None
     if done.returncode:

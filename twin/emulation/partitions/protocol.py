@@ -121,6 +121,49 @@ def _address(value: Any) -> str:
         raise ValueError("must be an IPv4 address") from None
 
 
+FLOW_FIELDS = (
+    *("flow", "local", "peer", "port", "rate", "packet_bytes", "started_ns", "sequence", "due_ns"),
+    *("tx_packets", "tx_bytes", "send_errors"),
+)
+"""A flow of a stream server as one hands it to another: see ``dataplane/README.md``."""
+MOST_FLOWS_AT_ONCE = 100
+
+
+def _flows(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or len(value) > MOST_FLOWS_AT_ONCE:
+        raise ValueError(f"must be a list of at most {MOST_FLOWS_AT_ONCE} flows")
+    for row in value:
+        if not isinstance(row, dict) or set(row) != set(FLOW_FIELDS):
+            raise ValueError(f"must be objects with {', '.join(FLOW_FIELDS)}")
+        if not isinstance(row["flow"], str) or not 0 < len(row["flow"].encode()) <= 200:
+            raise ValueError("must have names of at most 200 octets")
+        _address(row["local"])
+        _address(row["peer"])
+        _number(0, 10e9)(row["rate"])
+        for name in FLOW_FIELDS[3:]:
+            if name != "rate":
+                _integer(0, 2**63)(row[name])
+    return value
+
+
+def _addresses(value: Any) -> list[str]:
+    if not isinstance(value, list) or len(value) > 16:
+        raise ValueError("must be a list of at most 16 IPv4 addresses")
+    return [_address(one) for one in value]
+
+
+def _choice(*words: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if value not in words:
+            raise ValueError(f"must be one of {', '.join(words)}")
+        return str(value)
+
+    return check
+
+
+STREAM_ACTIONS = ("go", "hold", "adopt", "release", "drop", "flows", "off")
+ATTACKS = ("none", "cpu", "memory", "network")
+MOST_ATTACK_S, MOST_FLOOD_PPS = 600.0, 50_000.0
 _path = _pattern(r"[^\0\n,]+", "a path without commas and line ends")  # a comma would end QEMU's option
 _name = _pattern(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}", "a name of at most 32 letters, digits, dots and dashes")
 _id = Field("id", _integer(1, 2**31), "the partition", ("partition_id",), required=True)
@@ -171,6 +214,18 @@ COMMANDS: Mapping[str, Command] = {
                     "bridge (default: vmand's own)",
                     kind="text",
                 ),
+                Field(
+                    "netns",
+                    _path,
+                    "file of the network namespace of its TAP, which joins no bridge then (default: vmand's own)",
+                    kind="path",
+                ),
+                Field(
+                    "isolated",
+                    _flag,
+                    "false: a plain virtual machine, without limits of its own, for comparison",
+                    default=True,
+                ),
             ),
         ),
         Command(
@@ -188,6 +243,8 @@ COMMANDS: Mapping[str, Command] = {
                     kind="text",
                 ),
                 Field("http_port", _integer(0, 65535), "port of the guest's HTTP responder, 0: none", default=80),
+                Field("echo_port", _integer(0, 65535), "port of the guest's UDP echo, 0: none", default=0),
+                Field("stream", _flag, "start the stream server (UDP 5001, echo 5007)", default=False),
                 *_vnf,
                 Field("wait", _flag, "answer when the guest runs, not before", default=True),
                 Field("timeout_s", _number(0.1, 600), "time limit for the guest to boot", default=30.0),
@@ -210,13 +267,53 @@ COMMANDS: Mapping[str, Command] = {
         Command("info", "one partition, or without id the edge server", (replace(_id, required=False),)),
         Command("configure", "change what the VNF runtime of a DEPLOYED partition does", (_id, *_vnf)),
         Command(
+            "stream",
+            "the stream server of a DEPLOYED partition, and the flows that it takes over and hands over",
+            (
+                _id,
+                Field(
+                    "action",
+                    _choice(*STREAM_ACTIONS),
+                    "go: answer questions to the guest's own address, or to those; hold: take addresses, questions to "
+                    "them wait; adopt: go on with these flows; release: send until at_ns, then another server goes on; "
+                    "drop: let go of addresses; flows: show them; off",
+                    required=True,
+                    kind="text",
+                ),
+                Field("addresses", _addresses, "of the service where it was before, as a list"),
+                Field("flows", _flows, "with adopt: flows as release and flows show them"),
+                Field("at_ns", _integer(0, 2**63), "with release: nanoseconds of the host's CLOCK_MONOTONIC"),
+            ),
+        ),
+        Command(
+            "attack",
+            "deny service to a DEPLOYED partition, to see what the others notice of it; ends by itself",
+            (
+                _id,
+                Field(
+                    "kind",
+                    _choice(*ATTACKS),
+                    "cpu, memory: within the guest; network: a UDP flood in its network namespace; none: end it",
+                    required=True,
+                    kind="text",
+                ),
+                Field("seconds", _number(1, MOST_ATTACK_S), "how long", default=30.0),
+                Field("rate_pps", _number(1, MOST_FLOOD_PPS), "packets per second of the flood", default=20_000.0),
+                Field("payload_bytes", _integer(0, 1472), "payload of a packet of the flood", default=200),
+            ),
+        ),
+        Command(
             "limit",
             "limit the CPU time of a partition that is not critical, or reserve some (SCHED_DEADLINE)",
             (
                 _id,
                 Field("cpu_millicores", _number(1, 1000 * MAX_CORES), "most CPU time it gets"),
-                Field("dl_runtime_us", _integer(1024, 2**31), "CPU time reserved for each vCPU in every period"),
-                Field("dl_period_us", _integer(1024, 2**31), "the period"),
+                Field(
+                    "dl_runtime_us",
+                    _integer(0, 2**22),
+                    "CPU time reserved for each vCPU in every period; 0 gives the reservation back",
+                ),
+                Field("dl_period_us", _integer(100, 2**22), "the period"),
             ),
         ),
     )
@@ -281,15 +378,19 @@ def _create_rule(args: dict[str, Any]) -> None:
         raise RequestError("EINVAL", "create-partition: give memsize or memory_mib, one of the two")
     if memsize is not None:
         args["memory_mib"] = math.floor(memsize * 1024)
+    if args["secure"] and not args["isolated"]:
+        raise RequestError("EINVAL", "create-partition: a critical partition is isolated")
+    if args["netns"] is not None and (args["bridge"] is not None or args["address"] is None):
+        raise RequestError("EINVAL", "create-partition: with netns give an address, and no bridge")
 
 
 def _limit_rule(args: dict[str, Any]) -> None:
     runtime_us, period_us = args["dl_runtime_us"], args["dl_period_us"]
-    if (runtime_us is None) != (period_us is None):
+    if (runtime_us is None) != (period_us is None) and runtime_us != 0:
         raise RequestError("EINVAL", "limit: dl_runtime_us and dl_period_us go together")
     if (runtime_us is None) == (args["cpu_millicores"] is None):
         raise RequestError("EINVAL", "limit: give cpu_millicores, or dl_runtime_us and dl_period_us")
-    if runtime_us is not None and runtime_us > period_us:
+    if runtime_us and runtime_us > period_us:
         raise RequestError("EINVAL", f"limit: dl_runtime_us must be at most dl_period_us {period_us}, got {runtime_us}")
 
 
@@ -298,10 +399,24 @@ def _configure_rule(args: dict[str, Any]) -> None:
         raise RequestError("EINVAL", f"configure: give one or more of {', '.join(field.name for field in _vnf)}")
 
 
+def _stream_rule(args: dict[str, Any]) -> None:
+    for name, needed, also in (
+        ("addresses", ["hold", "release", "drop"], ["go"]),
+        ("flows", ["adopt"], []),
+        ("at_ns", ["release"], []),
+    ):
+        if args["action"] in needed and (args[name] is None or (name == "addresses" and not args[name])):
+            raise RequestError("EINVAL", f"stream: {args['action']} needs {name}")
+        if args[name] is not None and args["action"] not in needed + also:
+            allowed = ", ".join(needed + also)
+            raise RequestError("EINVAL", f"stream: {name} goes with {allowed}, got {args['action']}")
+
+
 _RULES: Mapping[str, Callable[[dict[str, Any]], None]] = {
     "create-partition": _create_rule,
     "limit": _limit_rule,
     "configure": _configure_rule,
+    "stream": _stream_rule,
 }
 
 

@@ -1,0 +1,138 @@
+"""Partitions as nodes of an emulation: real guests behind links of a topology."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.partition_network import load, network, walk
+from twin.backend import BackendError
+from twin.emulation.partitions.client import Client, socket_path
+from twin.emulation.session import EmulationBackend
+from twin.journal import default_folder
+
+TWIN = Path(sys.executable).with_name("twin")
+FILE = """\
+name: guests
+duration: 60s
+fidelity: emulation
+topology:
+  nodes:
+    phones: {kind: ue, slice: embb}
+    gnb1: {kind: gnb}
+    upf: {kind: upf, slice: embb}
+    edge1: {kind: partition, vnf: request}
+  links:
+    - endpoints: [phones, gnb1]
+    - endpoints: [gnb1, upf]
+    - endpoints: [upf, edge1]
+slices:
+  embb: {sst: 1}
+traffic:
+  - {name: asking, ues: phones, app: edge1, rate: 5/s}
+"""
+
+
+@pytest.mark.emulation
+@pytest.mark.usefixtures("emulation_host", "guest_image")
+def test_the_walk_of_every_backend(tmp_path: Path) -> None:
+    run_id = f"guests-{uuid.uuid4().hex[:8]}"
+    with EmulationBackend(run_id=run_id, folder=tmp_path).open(network(), load(), seed=1) as session:
+        assert [probe for probe in session.probes if not probe.passed] == []
+        assert any("robots-gnb1-upf-control" in probe.item for probe in session.probes)
+        walk(session, patience=40)
+        with Client(socket_path(run_id)) as client:
+            listed = client.call("list")["partitions"]
+        assert [(one["name"], one["state"], one["secure"]) for one in listed] == [
+            ("control", "DEPLOYED", True),
+            ("vision", "DEPLOYED", False),
+            ("plain", "DEPLOYED", False),
+        ]
+        details = session.details
+        assert set(details["partitions"]) == {"control", "vision", "plain"}  # type: ignore[call-overload]
+    assert not socket_path(run_id).exists()
+    assert guests_of(run_id) == []
+
+
+def guests_of(run_id: str) -> list[str]:
+    """Processes in the control groups of a run's partitions."""
+    return [
+        pid
+        for group in Path("/sys/fs/cgroup").glob(f"**/twinbed/{run_id}/p*/cgroup.procs")
+        for pid in group.read_text().split()
+    ]
+
+
+@pytest.mark.emulation
+@pytest.mark.usefixtures("emulation_host", "guest_image")
+def test_gc_after_a_kill_removes_the_guests_of_the_run(tmp_path: Path) -> None:
+    file = tmp_path / "guests.twin.yml"
+    file.write_text(FILE)
+    engine = subprocess.Popen(
+        [TWIN, "run", file, "--out", tmp_path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        run_id = _wait(lambda: next((path.name for path in tmp_path.glob("*-guests-*")), None))
+        _wait(lambda: guests_of(run_id) or None)
+    finally:
+        engine.kill()
+        engine.wait()
+    assert guests_of(run_id)  # a guest is nobody's child
+    swept = subprocess.run([TWIN, "destroy", run_id, "--format", "json"], capture_output=True, text=True, check=False)
+    assert swept.returncode == 0, swept.stderr
+    removed = json.loads(swept.stdout)["removed"]
+    assert {row["run_id"] for row in removed} == {run_id}
+    assert {"cgroup", "netns", "folder", "file"} <= {row["kind"] for row in removed}
+    assert guests_of(run_id) == []
+    assert not (Path("/run/netns") / run_id).exists()
+
+
+def _wait(found: Callable[[], object], within_s: float = 20) -> str:
+    deadline_s = time.monotonic() + within_s
+    while time.monotonic() < deadline_s:
+        value = found()
+        if value is not None:
+            return str(value)
+        time.sleep(0.02)
+    raise AssertionError(f"not within {within_s} s")
+
+
+@pytest.mark.emulation
+@pytest.mark.usefixtures("emulation_host")
+def test_a_host_without_the_guest_image_is_told_how_to_build_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TWINBED_STATE", str(tmp_path / "state"))
+    file = tmp_path / "guests.twin.yml"
+    file.write_text(FILE)
+    done = subprocess.run([TWIN, "run", file, "--out", tmp_path], capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    (line,) = done.stderr.splitlines()
+    assert "guest-image" in line
+    assert "make images" in line
+    assert not list(tmp_path.glob("*-guests-*"))
+
+
+@pytest.mark.emulation
+@pytest.mark.usefixtures("emulation_host", "guest_image")
+def test_a_guest_that_does_not_boot_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = tmp_path / "Image"
+    kernel.write_bytes(bytes(56) + b"ARM\x64" + bytes(4096))
+    monkeypatch.setattr("twin.emulation.guests._BOOT_LIMIT_S", 1.0)
+    topology = network()
+    broken = tuple(replace(node, kernel=str(kernel)) if node.name == "vision" else node for node in topology.nodes)
+    run_id = f"guests-{uuid.uuid4().hex[:8]}"
+    backend = EmulationBackend(run_id=run_id, folder=tmp_path)
+    with pytest.raises(BackendError, match=r"^partition vision: partition \d did not boot: not within 1 s; .*console"):
+        backend.open(replace(topology, nodes=broken), load(), seed=1)
+    assert guests_of(run_id) == []
+    assert not (Path("/run/netns") / run_id).exists()
+    assert not (default_folder() / f"{run_id}.jsonl").exists()

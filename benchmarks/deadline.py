@@ -1,16 +1,17 @@
 """Reservations and periods on this host: NANCY D3.4 Figures 24-27, NANCY D4.2 Figures 5-9 and 11-13.
 
-    python benchmarks/deadline.py [--part sets|periods|guests|guest-budget|budget|steps|cost]... [--format json]
+    python benchmarks/deadline.py [--part PART]... [--format json]
 
 ``sets``: 100 random task sets and 100 aperiodic wake-up sequences, simulated (1 to 3 periods of 20 to 200 ms, with a
 common divisor of 5 to 25 ms; exponential, lognormal, gamma, uniform, clustered, heavy-tailed and tick-bound pauses).
 ``periods``: real tasks under ``twin period``. ``guests``: the same of the virtual CPU of a partition whose guest runs
 tasks of 5 ms, 20 tries each, on the host as it is and with two busy programs beside. ``guest-budget``: ``twin deadline
-attach`` to such a virtual CPU, and the response that the guest then measures. ``budget``: tasks of 10 and 20 ms in 100 ms, from 2 and from 8 ms.
-``steps``: 5, 15, 10 and 10, 30, 20 ms. ``cost``: CPU and memory of the monitor with 100 threads, T = 100 ms.
+attach`` to such a virtual CPU, and the response that the guest then measures. ``budget``: tasks of 10 and 20 ms in
+100 ms, from 2 and from 8 ms. ``steps``: 5, 15, 10 and 10, 30, 20 ms. ``cost``: CPU and memory of the monitor with 100
+threads, T = 100 ms.
 
 Needs root, SCHED_DEADLINE and tracefs, apart from ``sets``; those with guests need QEMU and the guest image (``make
-images``). Seven minutes in all, five of them for ``guests``.
+images``). Seven minutes in all, five of them with guests.
 """
 
 from __future__ import annotations
@@ -385,7 +386,15 @@ def main() -> None:
     parser.add_argument("--part", action="append", choices=PARTS)
     parser.add_argument("--format", choices=("table", "json"), default="table")
     given = parser.parse_args()
-    parts = {"sets": sets, "periods": periods, "guests": guests, "guest-budget": guest_budget, "budget": budget, "steps": steps, "cost": cost}
+    parts = {
+        "sets": sets,
+        "periods": periods,
+        "guests": guests,
+        "guest-budget": guest_budget,
+        "budget": budget,
+        "steps": steps,
+        "cost": cost,
+    }
     results = {name: parts[name]() for name in given.part or PARTS}
     if given.format == "json":
         print(json.dumps(results, indent=1))

@@ -53,7 +53,9 @@ def live(daemon: Daemon, rng: random.Random, refusals: list[str]) -> None:
                 time.sleep(0.02)
 
 
-def test_killed_with_two_clients_and_guests_in_all_states(make_daemon: Callable[..., Daemon], guest_image: Path) -> None:
+def test_killed_with_two_clients_and_guests_in_all_states(
+    make_daemon: Callable[..., Daemon], guest_image: Path
+) -> None:
     daemon = make_daemon(guest_image, "--cores", "5", "--memory-mib", "1024")
     rng = random.Random(11)
     refusals: list[str] = []

@@ -157,7 +157,7 @@ def _partition(text: str, rest: str) -> Target:
         raise DeadlineError(f"{text}: {error}") from None
     numbers = set(map(int, found.get("vcpu_threads") or ()))
     if not numbers:
-        raise DeadlineError(f"{text}: does not run, its state is {found['state']}; start it with: vmanctl deploy {number}")
+        raise DeadlineError(f"{text}: does not run, its state is {found['state']}; start it with: vmanctl deploy ID")
     return Target(text, lambda: {one for one in numbers if Path(f"/proc/{one}").is_dir()}, True)
 
 

@@ -1,7 +1,6 @@
 """Reservations and periods on this host: NANCY D3.4 Figures 24-27, NANCY D4.2 Figures 5-9 and 11-13.
 
-    python benchmarks/deadline.py [--format json]
-        [--part sets|periods|guests|guest-budget|budget|steps|cost|scenarios]...
+    python benchmarks/deadline.py [--part PART]... [--format json]
 
 ``sets``: 100 random task sets and 100 aperiodic wake-up sequences, simulated (1 to 3 periods of 20 to 200 ms, with a
 common divisor of 5 to 25 ms; exponential, lognormal, gamma, uniform, clustered, heavy-tailed and tick-bound pauses).

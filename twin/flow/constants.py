@@ -56,4 +56,5 @@ GUEST_ANSWER_S = 0.8e-3
 GUEST_PACKET_NS = 400_000.0
 GUEST_BYTES = 157e6
 GUEST_OVERHEAD_MIB = 256  # what a partition's group may have beside the guest's memory
+GUEST_LATENCY_S = 0.006  # in which Linux's CFS lets two threads on one processor run in turn (sched_latency_ns)
 CGROUP_PERIOD_S = 0.020  # of the CPU quota of a control group of TwinBed's own

@@ -1,13 +1,15 @@
 """Reservations and periods on this host: NANCY D3.4 Figures 24-27, NANCY D4.2 Figures 5-9 and 11-13.
 
-    python benchmarks/deadline.py [--part PART]... [--format json]
+    python benchmarks/deadline.py [--format json]
+        [--part sets|periods|guests|guest-budget|budget|steps|cost|scenarios]...
 
 ``sets``: 100 random task sets and 100 aperiodic wake-up sequences, simulated (1 to 3 periods of 20 to 200 ms, with a
 common divisor of 5 to 25 ms; exponential, lognormal, gamma, uniform, clustered, heavy-tailed and tick-bound pauses).
 ``periods``: real tasks under ``twin period``. ``guests``: the same of the virtual CPU of a partition whose guest runs
 tasks of 5 ms, 20 tries each, on the host as it is and with two busy programs beside. ``guest-budget``: ``twin deadline
-attach`` to such a virtual CPU, and the response that the guest then measures. ``budget``: tasks of 10 and 20 ms in 100 ms, from 2 and from 8 ms.
-``steps``: 5, 15, 10 and 10, 30, 20 ms. ``cost``: CPU and memory of the monitor with 100 threads, T = 100 ms.
+attach`` to such a virtual CPU, and the response that the guest then measures. ``budget``: tasks of 10 and 20 ms in
+100 ms, from 2 and from 8 ms. ``steps``: 5, 15, 10 and 10, 30, 20 ms. ``cost``: CPU and memory of the monitor with
+100 threads, T = 100 ms.
 ``scenarios``: the same budgets and steps by the controller ``sched_deadline`` on the library's scenarios, in emulation
 and on the flow model.
 

@@ -167,7 +167,9 @@ def serve(
 def period_command(
     target: Annotated[str, typer.Argument(metavar="PID|TID", help=f"a thread, or {_GUESTS}")],
     timeout: Annotated[str, typer.Option(metavar="TIME", help="give up waiting for wake-ups")] = "30s",
-    bursts: Annotated[bool, typer.Option("--bursts", help="PID|TID is a virtual CPU: tell its guest's jobs from its other wake-ups")] = False,
+    bursts: Annotated[
+        bool, typer.Option("--bursts", help="PID|TID is a virtual CPU: tell its guest's jobs from its other wake-ups")
+    ] = False,
     min_period: Annotated[str, typer.Option(metavar="TIME", help="shortest period looked for")] = "5ms",
     max_period: Annotated[str, typer.Option(metavar="TIME", help="longest")] = "2s",
     plot: Annotated[bool, typer.Option("--plot", help="draw the spectrum S(f), live on a terminal")] = False,
@@ -342,7 +344,9 @@ def _printer(output: Format) -> Callable[[Sequence[Sample]], None]:
     if output is Format.JSON:
         encode = json.JSONEncoder().encode
         return lambda samples: print("\n".join(encode(one.to_json()) for one in samples), flush=True)
-    head = [f"{'time_s':>8} {'tid':>8} {'budget':>9} {'period':>9} {'used':>9} {'alpha':>6} {'delta':>9} {'response':>9}"]
+    head = [
+        f"{'time_s':>8} {'tid':>8} {'budget':>9} {'period':>9} {'used':>9} {'alpha':>6} {'delta':>9} {'response':>9}"
+    ]
 
     def emit(samples: Sequence[Sample]) -> None:
         print("\n".join([*head, *map(_row, samples)]), flush=True)

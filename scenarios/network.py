@@ -145,7 +145,6 @@ class NetworkReader:
                 slicing=self.document.slicing,
                 backhaul=tuple(flow for flow, _ in self._backhaul),
                 edge=self._edge_server(),
-                **({} if self.document.topology.edge_cpus is None else {"edge_cpus": self.document.topology.edge_cpus}),
             )
         except TopologyError as error:
             self.problems.append(self.source.problem(self._place_of(str(error)), str(error)))
@@ -155,7 +154,8 @@ class NetworkReader:
 
     def _edge_server(self) -> EdgeServer:
         entry = self.document.topology.edge
-        given = {"cores": entry.cores, "memory_mib": None if entry.memory is None else int(entry.memory)}
+        memory_mib = None if entry.memory is None else int(entry.memory)
+        given = {"cores": entry.cores, "memory_mib": memory_mib, "cpus": entry.cpus}
         return EdgeServer(**{key: value for key, value in given.items() if value is not None})
 
     def report(self, location: Location, text: str) -> None:

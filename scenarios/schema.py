@@ -325,10 +325,15 @@ class BackhaulEntry(Strict):
 
 
 class EdgeEntry(Strict):
-    """What all partitions together may have."""
+    """The edge server: what all partitions together may have, and its processors."""
 
     cores: int | None = Field(default=None, description="processors in all (default 4)")
     memory: Memory | None = Field(default=None, description="memory in all (default 2GiB)")
+    cpus: int | None = Field(
+        default=None,
+        description="processors of the server, against which the flow fidelity admits reservations of CPU time "
+        "(default 2); an emulation has those of its host",
+    )
 
 
 class TopologyEntry(Strict):
@@ -342,14 +347,7 @@ class TopologyEntry(Strict):
     backhaul: Annotated[tuple[BackhaulEntry, ...], BeforeValidator(_read_list)] = Field(
         default=(), description="the flows of IAB nodes"
     )
-    edge: EdgeEntry = Field(default=EdgeEntry(), description="the edge server of the partitions")
-    edge_cpus: int | None = Field(
-        default=None,
-        ge=1,
-        le=1024,
-        description="processors of the edge server against which the flow fidelity admits reservations of CPU time "
-        "(default 2); an emulation has those of its host",
-    )
+    edge: EdgeEntry = Field(default=EdgeEntry(), description="the edge server")
 
 
 # --- slices -------------------------------------------------------------------------------------

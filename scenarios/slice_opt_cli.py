@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -45,8 +46,9 @@ class Qos(StrEnum):
     DELAY = "delay_s"
 
 
+PAPER_THRESHOLDS = {Qos.THROUGHPUT: "3,4,5", Qos.DELAY: "0.02,0.05,0.1"}
 T = TypeVar("T")
-TRAFFIC = "constant:N, normal:MEAN:STD, telecom-italia[:HOUR] or file:PATH, in users"
+TRAFFIC = "constant:N, normal:MEAN:STD, poisson:MEAN, telecom-italia[:HOUR] or file:PATH, in users"
 SeedOption = Annotated[int, typer.Option(metavar="NUMBER", min=0, help="seed of everything random")]
 
 
@@ -114,18 +116,28 @@ def compare(
         str, typer.Option(metavar="NAMES", help="comma-separated solvers, or all; microopt and grid always run")
     ] = "all",
     q_thresh: Annotated[
-        str, typer.Option("--q-thresh", metavar="NUMBERS", help="comma-separated thresholds")
-    ] = "3,4,5",
+        str | None,
+        typer.Option(
+            "--q-thresh",
+            metavar="NUMBERS",
+            help="comma-separated thresholds; default: the paper's, 3,4,5 Mbit/s or 0.02,0.05,0.1 s",
+        ),
+    ] = None,
     beta: Annotated[str, typer.Option(metavar="NUMBERS", help="comma-separated thresholds")] = "0.1,0.2,0.3",
     users: Annotated[str, typer.Option(metavar="NUMBERS", help="comma-separated constant traffic")] = "1,2,3,4,5",
     qos: Annotated[Qos, typer.Option(help="the QoS of the thresholds")] = Qos.THROUGHPUT,
     slice_name: Annotated[str | None, typer.Option("--slice", metavar="NAME", help="slice of the model")] = None,
     jobs: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="processes")] = 1,
+    rows: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="where results go as they come, and are taken from; default: OUT.rows"),
+    ] = None,
     output: FormatOption = Format.TABLE,
 ) -> None:
     """Write one page with the paper's Table I and Figures 6 to 9, from this model and these methods.
 
-    All methods, thresholds and 10 seeds take hours; --methods, --seeds, --users and the thresholds make less of it.
+    All methods, thresholds and 10 seeds take most of an hour of CPU. Results are kept in --rows: after a cut-off the
+    same command goes on, and one with more methods, seeds or thresholds solves only what is new.
     """
     with torch_there():
         from controllers.microopt.comparison import Plan, carry_out
@@ -136,27 +148,35 @@ def compare(
             traffic=traffic,
             seeds=seeds,
             methods=_methods(methods),
-            q_thresh=_numbers("--q-thresh", q_thresh),
+            q_thresh=_numbers("--q-thresh", q_thresh if q_thresh is not None else PAPER_THRESHOLDS[qos]),
             beta_thresh=_numbers("--beta", beta),
             users=_numbers("--users", users),
             qos=qos.value,
             slice_name=slice_name,
         )
-        found = carry_out(plan, jobs=jobs)
+        # The page is tried before hours of work, not after them.
+        if not out.parent.is_dir():
+            raise typer.BadParameter(f"--out {out}: cannot be written: no folder {out.parent}")
+        store = rows if rows is not None else out.with_name(f"{out.name}.rows")
+        found = carry_out(plan, jobs=jobs, store=store, progress=_tell if sys.stderr.isatty() else None)
         try:
             write_page(found, out)
         except OSError as error:
             raise typer.BadParameter(f"--out {out}: cannot be written: {error.strerror}") from None
-    rows = found.summary()
+    methods_rows = found.summary()
     if output is Format.JSON:
         from scenarios.runs import dumps
 
-        print(dumps({"file": str(out), "methods": rows}))
+        print(dumps({"file": str(out), "rows": str(store), "methods": methods_rows}))
         return
     from scenarios.tables import print_rows
 
-    print_rows(rows, rows[0].keys())
+    print_rows(methods_rows, methods_rows[0].keys())
     print(f"written: {out}")
+
+
+def _tell(done: int, of: int) -> None:
+    print(f"\r{done} of {of} solved", end="\n" if done == of else "", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -181,14 +181,20 @@ class App(Node):
 
 @dataclass(frozen=True, kw_only=True)
 class EdgeServer:
-    """What the partitions of a topology may have in all, under one vManager."""
+    """What the partitions of a topology may have in all, under one vManager.
+
+    ``cpus``: processors of the server, against which reservations of CPU time are admitted where nothing runs; an
+    emulation has those of its host.
+    """
 
     cores: int = 4
     memory_mib: int = 2048
+    cpus: int = 2
 
     def __post_init__(self) -> None:
         _check_range("edge", "cores", self.cores, 1, 256)
         _check_range("edge", "memory_mib", self.memory_mib, 64, 1_048_576)
+        _check_range("edge", "cpus", self.cpus, 1, 1024)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -444,8 +450,7 @@ class Topology:
 
     ``slicing`` False means that the slices are only labels: one PRB pool, one gNB CPU budget and one
     transport queue for all of them (what a network without a slicer does). ``backhaul``: the flows of the
-    IAB nodes; links with a band of one band never form a cycle. ``edge_cpus``: processors of the edge server that
-    reservations of CPU time are admitted against where nothing runs; an emulation has those of its host.
+    IAB nodes; links with a band of one band never form a cycle.
     """
 
     name: str
@@ -455,11 +460,9 @@ class Topology:
     slicing: bool = True
     backhaul: tuple[BackhaulFlow, ...] = ()
     edge: EdgeServer = EdgeServer()
-    edge_cpus: int = 2
 
     def __post_init__(self) -> None:
         _check_name("topology", self.name)
-        _check_range("topology", "edge_cpus", self.edge_cpus, 1, 1024)
         self._check_unique("node", [node.name for node in self.nodes])
         self._check_unique("slice", [slice_.name for slice_ in self.slices])
         self._check_unique("link", [link.name for link in self.links])

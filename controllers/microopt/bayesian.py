@@ -13,22 +13,29 @@ takes the peak; ``atlas_plus`` is given the distribution.
 4. They are evaluated; multiplier <- [multiplier - 0.1 (mean Q - target)]^+, from 0. Back to 2.
 
 The answer is the cheapest evaluated allocation that is feasible. Both papers leave the network's size and the number of
-rounds open for this use; here they are two hidden layers of 32 and 150 rounds.
+rounds open for this use; here they are two hidden layers of 32 and 150 rounds. Many problems are searched side by
+side, each with networks, points, multipliers and random numbers of its own.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from controllers.microopt.problem import Problem, Solution, state
+from controllers.microopt.problem import Problem, Solution
+from controllers.microopt.stack import Found, Layers, Stack, in_stacks, normal, uniform
+
+_POOL_CHUNK = 250
+"""Points of the pool at once: what all draws make of them stays in the cache of a core."""
+_BLOCK = 50
+"""Steps of learning for which random numbers are drawn at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,129 +57,143 @@ class Options:
 
 def atlas(problem: Problem, rng: np.random.Generator, options: Options | None = None) -> Solution:
     """The method as published: for the peak of the traffic, judged by the traffic of ``problem``."""
-    begin_s = time.perf_counter()
-    peak = problem.with_traffic(lambda traffic: traffic.at_peak())
-    u, evaluations, trace = _search(peak, rng, options or Options())
-    return state(problem, u, solver="atlas", time_s=time.perf_counter() - begin_s, evaluations=evaluations, trace=trace)
+    return atlas_batch([problem], [rng], options)[0]
 
 
 def atlas_plus(problem: Problem, rng: np.random.Generator, options: Options | None = None) -> Solution:
     """With the distribution of the traffic."""
-    begin_s = time.perf_counter()
-    u, evaluations, trace = _search(problem, rng, options or Options())
-    found = state(
-        problem, u, solver="atlas_plus", time_s=time.perf_counter() - begin_s, evaluations=evaluations, trace=trace
-    )
-    return replace(found, solver="atlas_plus")
+    return atlas_plus_batch([problem], [rng], options)[0]
 
 
-class BayesianNetwork(nn.Module):
-    """Weights are independent normals; ``forward`` uses one draw of each, by the local reparameterisation of a
-    whole network: (N, in) to (N, out), the same network for all N rows."""
-
-    def __init__(self, inputs: int, width: int, outputs: int, generator: torch.Generator) -> None:
-        super().__init__()
-        self.generator = generator
-        sizes = [(inputs, width), (width, width), (width, outputs)]
-        self.means, self.spreads = nn.ParameterList(), nn.ParameterList()
-        for a, b in sizes:
-            bound = 1 / math.sqrt(a)
-            drawn = torch.rand(a + 1, b, generator=generator)
-            self.means.append(nn.Parameter((2 * drawn - 1) * bound))
-            self.spreads.append(nn.Parameter(torch.full((a + 1, b), -5.0)))
-
-    def draw(self) -> list[Tensor]:
-        """The weights of one network."""
-        return [
-            mean + functional.softplus(spread) * torch.randn(mean.shape, generator=self.generator)
-            for mean, spread in zip(self.means, self.spreads, strict=True)
-        ]
-
-    def forward(self, x: Tensor, weights: list[Tensor]) -> Tensor:
-        for number, weight in enumerate(weights):
-            x = torch.addmm(weight[-1], x, weight[:-1])
-            if number < len(weights) - 1:
-                x = functional.silu(x)
-        return x
-
-    def divergence(self) -> Tensor:
-        """KL from the prior, a standard normal of every weight."""
-        total = torch.zeros(())
-        for mean, spread in zip(self.means, self.spreads, strict=True):
-            deviation = functional.softplus(spread)
-            total = total + (0.5 * (deviation**2 + mean**2 - 1) - deviation.log()).sum()
-        return total
+def atlas_batch(
+    problems: Sequence[Problem], rngs: Sequence[np.random.Generator], options: Options | None = None
+) -> list[Solution]:
+    """:func:`atlas` for many problems; ``time_s`` is the share of each in the time of all."""
+    peaks = [problem.with_traffic(lambda traffic: traffic.at_peak()) for problem in problems]
+    found = in_stacks(peaks, rngs, lambda stack, generators: _Search(stack, generators, options or Options()).run())
+    return [one.judged(problem, "atlas") for one, problem in zip(found, problems, strict=True)]
 
 
-def _search(problem: Problem, rng: np.random.Generator, options: Options) -> tuple[Tensor, int, list[dict[str, Any]]]:
-    begin_s = time.perf_counter()
-    shape = problem.low.shape
-    low, high = problem.low.reshape(-1), problem.high.reshape(-1)
-    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-    target = 1 - problem.beta_thresh
-    network = BayesianNetwork(low.numel(), options.width, len(problem.slices), generator)
-    optimiser = torch.optim.Adam(network.parameters(), lr=options.rate)
-    multiplier = torch.zeros(len(problem.slices))
+def atlas_plus_batch(
+    problems: Sequence[Problem], rngs: Sequence[np.random.Generator], options: Options | None = None
+) -> list[Solution]:
+    """:func:`atlas_plus` for many problems; ``time_s`` is the share of each in the time of all."""
+    found = in_stacks(problems, rngs, lambda stack, generators: _Search(stack, generators, options or Options()).run())
+    return [one.judged(problem, "atlas_plus") for one, problem in zip(found, problems, strict=True)]
 
-    def uniform(count: int) -> Tensor:
-        return torch.rand(count, low.numel(), generator=generator)
 
-    def fit(steps: int) -> None:
-        # The evidence bound per row: squared error over twice the noise variance, KL over the rows.
-        for _ in range(steps):
-            optimiser.zero_grad()
-            rows = torch.randint(known.shape[0], (options.fit_rows,), generator=generator)
-            error = network(known[rows], network.draw()) - quality[rows]
-            loss = (error**2).mean() / (2 * options.noise**2) + network.divergence() / known.shape[0] / 10
-            loss.backward()
-            optimiser.step()
+class _Networks:
+    """One Bayesian network per problem: normal weights, means and log spreads in rows of (N, P)."""
 
-    def evaluate(unit: Tensor) -> Tensor:
+    def __init__(self, layers: Layers, generators: Sequence[torch.Generator], rate: float) -> None:
+        self.layers, self.generators = layers, generators
+        self.mean = layers.drawn(generators).requires_grad_(True)
+        self.spread = torch.full_like(self.mean, -5.0).requires_grad_(True)
+        self.optimiser = torch.optim.Adam([self.mean, self.spread], lr=rate)
+
+    def fit(self, known: Tensor, quality: Tensor, steps: int, options: Options) -> None:
+        """Steps on the evidence bound per row: squared error over twice the noise variance, KL over the rows.
+
+        ``known`` (N, rows, in), ``quality`` (N, rows, out). A step draws one network and some rows.
+        """
+        count = known.shape[1]
+        whole = torch.cat((known, quality), dim=-1)
+        for begin in range(0, steps, _BLOCK):
+            size = min(_BLOCK, steps - begin)
+            noise = normal(self.generators, size, self.layers.parameters)
+            rows = (uniform(self.generators, size, options.fit_rows) * count).long().clamp_max(count - 1)
+            for step in range(size):
+                picked = whole.gather(1, rows[:, step].unsqueeze(-1).expand(-1, -1, whole.shape[-1]))
+                deviation = functional.softplus(self.spread)
+                drawn = self.mean + deviation * noise[:, step]
+                error = self.layers.forward(picked[..., : known.shape[-1]], drawn, functional.silu)
+                error = error - picked[..., known.shape[-1] :]
+                fitted = (error**2).mean((-1, -2)).sum() / (2 * options.noise**2)
+                # KL from the prior, a standard normal of every weight.
+                divergence = (0.5 * (deviation**2 + self.mean**2 - 1) - deviation.log()).sum()
+                self.optimiser.zero_grad()
+                (fitted + divergence / count / 10).backward()  # type: ignore[no-untyped-call]
+                self.optimiser.step()
+
+    def draw(self, count: int) -> Tensor:
+        """``count`` networks of each problem, (N, count, P)."""
         with torch.no_grad():
-            return 1 - problem.expected_beta((low + unit * (high - low)).reshape(-1, *shape))
+            noise = normal(self.generators, count, self.layers.parameters)
+            return self.mean.unsqueeze(1) + functional.softplus(self.spread).unsqueeze(1) * noise
 
-    known = uniform(options.random_points)
-    quality = evaluate(known)
-    fit(options.first_fit_steps)
-    trace: list[dict[str, Any]] = []
-    for number in range(options.rounds):
-        pool = uniform(options.pool)
-        u = (low + pool * (high - low)).reshape(-1, *shape)
-        usage = problem.cost(u) / shape[1]
-        allowed = problem.within(u)
+
+class _Search:
+    """The rounds of Atlas for all problems of a stack."""
+
+    def __init__(self, stack: Stack, generators: Sequence[torch.Generator], options: Options) -> None:
+        self.stack, self.generators, self.options = stack, generators, options
+        self.inputs = stack.first.low.numel()
+        self.layers = Layers(self.inputs, options.width, options.width, len(stack.first.slices))
+
+    def run(self) -> list[Found]:
+        begin_s = time.perf_counter()
+        stack, options, count = self.stack, self.options, self.stack.count
+        target = 1 - stack.beta_thresh
+        networks = _Networks(self.layers, self.generators, options.rate)
+        multiplier = torch.zeros_like(target)
+        known = uniform(self.generators, options.random_points, self.inputs)
+        quality = 1 - stack.expected_beta(stack.placed(known))
+        networks.fit(known, quality, options.first_fit_steps, options)
+        cheapest = self._cheapest(known, quality)
+        traces: list[list[dict[str, Any]]] = [[] for _ in range(count)]
+        for number in range(options.rounds):
+            fresh = self._thompson(networks, multiplier, target)
+            answer = 1 - stack.expected_beta(stack.placed(fresh))
+            known, quality = torch.cat((known, fresh), 1), torch.cat((quality, answer), 1)
+            multiplier = (multiplier - options.dual_rate * (answer.mean(1) - target)).clamp_min(0)
+            networks.fit(known, quality, options.fit_steps, options)
+            cheapest = torch.minimum(cheapest, self._cheapest(fresh, answer))
+            share_s = (time.perf_counter() - begin_s) / count
+            for trace, cost, price in zip(traces, cheapest.tolist(), multiplier.mean(-1).tolist(), strict=True):
+                trace.append(
+                    {
+                        "iteration": number,
+                        "time_s": share_s,
+                        "evaluations": known.shape[1],
+                        "cost": cost if cost < float("inf") else None,
+                        "multiplier": price,
+                    }
+                )
+        best = self._best(known, quality)
+        share_s = (time.perf_counter() - begin_s) / count
+        return [Found(best[n], known.shape[1], traces[n], share_s) for n in range(count)]
+
+    def _thompson(self, networks: _Networks, multiplier: Tensor, target: Tensor) -> Tensor:
+        """The point of a pool that each drawn network thinks best, (N, parallel, in)."""
+        options = self.options
+        drawn = networks.draw(options.parallel)
         picked = []
-        with torch.no_grad():
-            for _ in range(options.parallel):
-                value = ((network(pool, network.draw()) - target) * multiplier).sum(-1) - usage
-                picked.append(pool[int(torch.where(allowed, value, -torch.inf).argmax())])
-        fresh = torch.stack(picked)
-        answer = evaluate(fresh)
-        known, quality = torch.cat((known, fresh)), torch.cat((quality, answer))
-        multiplier = (multiplier - options.dual_rate * (answer.mean(0) - target)).clamp_min(0)
-        fit(options.fit_steps)
-        place, feasible = _best(problem, low + known * (high - low), quality, shape)
-        cost = problem.cost((low + known[place] * (high - low)).reshape(1, *shape))
-        trace.append(
-            {
-                "iteration": number,
-                "time_s": time.perf_counter() - begin_s,
-                "evaluations": known.shape[0],
-                "cost": float(cost[0]) if feasible else None,
-                "multiplier": float(multiplier.mean()),
-            }
-        )
-    place, _ = _best(problem, low + known * (high - low), quality, shape)
-    return (low + known[place] * (high - low)).reshape(shape), known.shape[0], trace
+        for n, generator in enumerate(self.generators):
+            pool = torch.rand(options.pool, self.inputs, generator=generator)
+            u = self.stack.placed(pool)
+            usage = self.stack.cost(u) / u.shape[-1]
+            value = (-usage).expand(options.parallel, -1)
+            if bool((multiplier[n] > 0).any()):  # else the networks have no say
+                pieces = [
+                    self.layers.forward(
+                        piece.expand(options.parallel, -1, -1), drawn[n], lambda x: functional.silu(x, inplace=True)
+                    )
+                    for piece in torch.split(pool, _POOL_CHUNK)
+                ]
+                value = value + ((torch.cat(pieces, 1) - target[n]) * multiplier[n]).sum(-1)
+            best = torch.where(self.stack.within(u), value, -torch.inf).argmax(-1)
+            picked.append(pool[best])
+        return torch.stack(picked)
 
+    def _cheapest(self, known: Tensor, quality: Tensor) -> Tensor:
+        """Least cost of the feasible ones, (N,), infinite where none is."""
+        u = self.stack.placed(known)
+        feasible = self.stack.excess(u, 1 - quality) <= 0
+        return torch.where(feasible, self.stack.cost(u), torch.inf).amin(-1)
 
-def _best(problem: Problem, flat: Tensor, quality: Tensor, shape: torch.Size) -> tuple[int, bool]:
-    """The cheapest feasible of the evaluated points, else the one nearest to it."""
-    u = flat.reshape(-1, *shape)
-    beta = 1 - quality
-    cost, within = problem.cost(u), problem.within(u)
-    # A hair below the threshold: rounding must not make a point on the edge infeasible when it is checked.
-    feasible = (beta <= problem.beta_thresh * (1 - 1e-4)).all(-1) & within
-    if bool(feasible.any()):
-        return int(torch.where(feasible, cost, torch.inf).argmin()), True
-    excess = (beta - problem.beta_thresh).clamp_min(0).amax(-1) + (u.sum(-2) - 1).clamp_min(0).sum(-1)
-    return int(excess.argmin()), False
+    def _best(self, known: Tensor, quality: Tensor) -> Tensor:
+        """The cheapest feasible of the evaluated points, else the one nearest to it, (N, S, K)."""
+        u = self.stack.placed(known)
+        excess = self.stack.excess(u, 1 - quality)
+        order = torch.where(excess <= 0, self.stack.cost(u), 1e6 * (1 + excess))
+        return self.stack.first_feasible(u, excess, order)

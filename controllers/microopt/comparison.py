@@ -5,16 +5,22 @@ Figure 9. Changing traffic, the ten distributions at the strictest thresholds: F
 normalised (eta . r). Means carry 95 % intervals (Student's t) over the seeds; exhaustive methods draw nothing and
 run once. A result that misses its threshold is counted and shown, and its cost is part of the mean: an infeasible
 allocation is cheap, so that read costs beside the share that is feasible.
+
+Rows are written to a file as they come, and what is there already is not solved again: a comparison that was cut off
+goes on, and one with more methods, seeds or thresholds solves what is new (:class:`RowStore`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import math
 import statistics
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -23,8 +29,8 @@ import numpy as np
 import torch
 from scipy import stats
 
-from controllers.microopt.problem import Problem, SliceDemand
-from controllers.microopt.registry import SOLVERS
+from controllers.microopt.problem import Problem, ProblemError, SliceDemand, Solution
+from controllers.microopt.registry import BATCHED, SOLVERS
 from controllers.microopt.slice_model import load
 from controllers.microopt.traffic import Traffic, constant, from_slice_traffic, parse_traffic
 from traces import synthesis
@@ -36,6 +42,9 @@ PEAK_KNOWING = {"atlas": "atlas_plus", "cadrl": "cadrl_plus"}
 DRAWS_NOTHING = ("grid", "peak_alloc")
 ABLATION = ("microopt_0sigma", "microopt_2sigma")
 WEEK_SQUARE = 5161
+TOGETHER = 20
+"""Cases of a batched method that are solved side by side: what is lost when a comparison is cut off."""
+ROWS_FORMAT = "twinbed.slice-opt-rows"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +88,14 @@ class Row:
     time_s: float
     trace: tuple[tuple[float, float | None], ...]
 
+    @property
+    def key(self) -> Key:
+        """What tells it from the other rows of a model."""
+        return self.part, self.traffic, self.q_thresh, self.beta_thresh, self.method, self.seed
+
+
+Key = tuple[str, str, float, float, str, int]
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -104,16 +121,19 @@ class Comparison:
                 rows = self.of(part=part, method=method)
                 if not rows:
                     continue
-                mean, half = interval(by_seed(rows, lambda row: row.cost))
-                ours = statistics.fmean(row.cost for row in self.of(part=part, method="microopt"))
+                costs = by_seed(rows, lambda row: row.cost)
+                mean, half = interval(costs)
+                ours = by_seed(self.of(part=part, method="microopt"), lambda row: row.cost)
                 best = statistics.fmean(row.cost for row in self.of(part=part, method="grid"))
+                saved = [100 * (1 - one / other) for one, other in zip(ours, itertools.cycle(costs), strict=False)]
                 found.append(
                     {
                         "traffic": part,
                         "method": method,
                         "mean_cost": mean,
                         "interval_95": half,
-                        "microopt_saves_percent": 100 * (1 - ours / mean),
+                        "microopt_saves_percent": 100 * (1 - statistics.fmean(ours) / mean),
+                        "saves_interval_95": interval(saved)[1],
                         "above_grid_percent": 100 * (mean / best - 1),
                         "mean_beta": statistics.fmean(row.expected_beta for row in rows),
                         "feasible_percent": 100 * statistics.fmean(row.feasible for row in rows),
@@ -152,9 +172,77 @@ class _Case:
     method: str
     seed: int
 
+    @property
+    def key(self) -> Key:
+        return self.part, self.traffic.name, self.q_thresh, self.beta_thresh, self.method, self.seed
 
-def carry_out(plan: Plan, *, jobs: int = 1) -> Comparison:
-    """Solve every case. A case depends on its own seed only: the number of ``jobs`` changes times, nothing else."""
+
+class RowStore:
+    """Rows in a file, a line of JSON each, after a first line that says of which model they are.
+
+    ProblemError when the file is of another model, QoS, slice or version, or no such file. The end of a line that
+    was being written when a program was killed is dropped.
+    """
+
+    def __init__(self, path: Path, plan: Plan) -> None:
+        self.path = path
+        self.rows: dict[Key, Row] = {}
+        self._head = {
+            "format": ROWS_FORMAT,
+            "twinbed": metadata.version("twinbed"),
+            "model_sha256": hashlib.sha256(plan.model.read_bytes()).hexdigest(),
+            "qos": plan.qos,
+            "slice": plan.slice_name,
+        }
+        try:
+            if path.exists() and path.stat().st_size:
+                self._read()
+            else:
+                path.write_text(json.dumps(self._head) + "\n", encoding="utf-8")
+        except (OSError, UnicodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not text"
+            raise ProblemError(f"{path}: rows cannot be kept there: {reason}") from None
+
+    def _read(self) -> None:
+        text = self.path.read_bytes().decode()
+        whole = text[: text.rfind("\n") + 1]
+        lines = whole.splitlines()
+        try:
+            head = json.loads(lines[0]) if lines else None
+        except json.JSONDecodeError:
+            head = None
+        if not isinstance(head, dict) or head.get("format") != ROWS_FORMAT:
+            raise ProblemError(f"{self.path}: no rows of a comparison; remove it or name another file")
+        for key, value in self._head.items():
+            if head.get(key) != value:
+                raise ProblemError(
+                    f"{self.path}: rows of another comparison ({key} {head.get(key)}, here {value}); "
+                    "remove it or name another file"
+                )
+        for number, line in enumerate(lines[1:], 2):
+            try:
+                fields = json.loads(line)
+                row = Row(**(fields | {"trace": tuple(tuple(step) for step in fields["trace"])}))
+            except (ValueError, TypeError, KeyError):
+                raise ProblemError(f"{self.path}:{number}: not a row of a comparison; remove the line") from None
+            self.rows[row.key] = row
+        if len(whole) < len(text):
+            with self.path.open("r+b") as file:
+                file.truncate(len(whole.encode()))
+
+    def add(self, rows: Sequence[Row]) -> None:
+        self.rows.update((row.key, row) for row in rows)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+
+
+def carry_out(
+    plan: Plan, *, jobs: int = 1, store: Path | None = None, progress: Callable[[int, int], None] | None = None
+) -> Comparison:
+    """Solve every case that ``store`` does not hold; ``progress`` is told how many of how many are done.
+
+    A case depends on its own seed only: the number of ``jobs`` changes times, nothing else.
+    """
     model = load(plan.model)
     low, high = model.traffic_range
     cases = list(_constant_cases(plan)) if "constant" in plan.parts else []
@@ -175,21 +263,16 @@ def carry_out(plan: Plan, *, jobs: int = 1) -> Comparison:
         changing.append((one, one.mean, "given"))
     q_thresh, beta = plan.strictest
     for (traffic, users, sigma), method in itertools.product(changing, plan.methods):
-        if method in ABLATION:
-            continue
         seeds = range(1 if method in DRAWS_NOTHING else plan.seeds)
         cases.extend(_Case("changing", traffic, users, sigma, q_thresh, beta, method, seed) for seed in seeds)
-    # Long ones first, so that no process is left alone with them at the end.
-    order = sorted(range(len(cases)), key=lambda place: _weight(cases[place].method), reverse=True)
-    rows: list[Row | None] = [None] * len(cases)
-    if jobs == 1:
-        _start(plan)
-        for place in order:
-            rows[place] = _solve(cases[place])
-    else:
-        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_start, initargs=(plan,)) as pool:
-            for place, row in zip(order, pool.map(_solve, [cases[place] for place in order]), strict=True):
-                rows[place] = row
+    kept = None if store is None else RowStore(store, plan)
+    known: dict[Key, Row] = {} if kept is None else dict(kept.rows)
+    for rows in _solved(plan, [case for case in cases if case.key not in known], jobs):
+        known.update((row.key, row) for row in rows)
+        if kept is not None:
+            kept.add(rows)
+        if progress is not None:
+            progress(sum(case.key in known for case in cases), len(cases))
     facts = {
         "model": plan.model.name,
         "provenance": model.provenance,
@@ -203,7 +286,7 @@ def carry_out(plan: Plan, *, jobs: int = 1) -> Comparison:
         "seeds": plan.seeds,
         "surface": _surface(plan),
     }
-    return Comparison(plan, tuple(row for row in rows if row is not None), facts)
+    return Comparison(plan, tuple(known[case.key] for case in cases), facts)
 
 
 def _constant_cases(plan: Plan) -> Iterable[_Case]:
@@ -217,8 +300,31 @@ def _constant_cases(plan: Plan) -> Iterable[_Case]:
                 yield _Case("constant", constant(users), users, "", q_thresh, beta, method, seed)
 
 
-def _weight(method: str) -> int:
-    return {"atlas": 3, "atlas_plus": 4, "cadrl": 1, "cadrl_plus": 2, "grid": 1}.get(method, 0)
+def _solved(plan: Plan, cases: list[_Case], jobs: int) -> Iterator[list[Row]]:
+    """Rows of all cases, in pieces as they are done."""
+    tasks: list[list[_Case]] = []
+    for method, group in itertools.groupby(sorted(cases, key=lambda case: _order(case.method)), lambda c: c.method):
+        members = list(group)
+        size = TOGETHER if method in BATCHED else 1
+        tasks.extend(members[place : place + size] for place in range(0, len(members), size))
+    if jobs == 1 or len(tasks) == 1:
+        _start(plan)
+        yield from map(_solve, tasks)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_start, initargs=(plan,)) as pool:
+        waiting = [pool.submit(_solve, task) for task in tasks]
+        try:
+            for done in as_completed(waiting):
+                yield done.result()
+        finally:
+            # Cut off or failed: what has not begun shall not begin.
+            for one in waiting:
+                one.cancel()
+
+
+def _order(method: str) -> tuple[int, str]:
+    """Long ones first, so that no process is left alone with them at the end."""
+    return {"atlas_plus": 0, "atlas": 1, "cadrl_plus": 2, "cadrl": 3}.get(method, 4), method
 
 
 _plan: Plan | None = None
@@ -231,13 +337,24 @@ def _start(plan: Plan) -> None:
     _plan, _model = plan, load(plan.model)
 
 
-def _solve(case: _Case) -> Row:
+def _solve(cases: list[_Case]) -> list[Row]:
+    """Cases of one method."""
     assert _plan is not None
-    demand = SliceDemand(_model, case.traffic, case.q_thresh, case.beta_thresh, _plan.slice_name, _plan.qos)
-    problem = Problem((demand,))
-    name = f"slice-opt/{case.method}/{case.traffic.name}/{case.q_thresh:g}/{case.beta_thresh:g}"
-    found = SOLVERS[case.method](problem, named_stream(case.seed, name))
-    cost = found.cost
+    problems, streams = [], []
+    for case in cases:
+        demand = SliceDemand(_model, case.traffic, case.q_thresh, case.beta_thresh, _plan.slice_name, _plan.qos)
+        problems.append(Problem((demand,)))
+        name = f"slice-opt/{case.method}/{case.traffic.name}/{case.q_thresh:g}/{case.beta_thresh:g}"
+        streams.append(named_stream(case.seed, name))
+    method = cases[0].method
+    if method in BATCHED:
+        solutions = BATCHED[method](problems, streams)
+    else:
+        solutions = [SOLVERS[method](problem, rng) for problem, rng in zip(problems, streams, strict=True)]
+    return [_row(case, found) for case, found in zip(cases, solutions, strict=True)]
+
+
+def _row(case: _Case, found: Solution) -> Row:
     steps = [(float(row["time_s"]), row.get("cost")) for row in found.trace]
     thin = steps[:: max(1, len(steps) // 60)] + steps[-1:]
     return Row(
@@ -249,7 +366,7 @@ def _solve(case: _Case) -> Row:
         beta_thresh=case.beta_thresh,
         method=case.method,
         seed=case.seed,
-        cost=cost,
+        cost=found.cost,
         allocation=found.allocation,
         expected_beta=found.expected_beta,
         feasible=found.feasible,

@@ -7,6 +7,9 @@ quantile regression on the recent past: for each level tau the coefficients that
 
 z_t: 1, the value, its last two changes and, where ``period`` is given, what the next step added a period ago. Solved
 as a linear program, so that there is nothing to tune and the same data give the same answer.
+
+What was fitted to a short past, or to another cell, is too sure of itself. :class:`Tracker` therefore shifts every
+quantile by what came of it, so that a part tau of what comes stays below the one of level tau.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import linprog
 
 from controllers.microopt.traffic import Traffic, TrafficError, samples
 
@@ -49,14 +53,49 @@ class Recent:
         return samples(list(self._seen), "recent") if any(self._seen) else None
 
 
+class Tracker:
+    """Shifts quantiles online until each is exceeded as often as its level says.
+
+    Source: "Conformal PID Control for Time Series Prediction" (Angelopoulos, Candes and Tibshirani, 2023), quantile
+    tracking: after an observation y the shift of level tau moves by ``rate`` times the mean size of recent errors
+    times tau - 1{y <= q + shift}. The sum of these steps is the shift itself, which stays within the errors that
+    occur: whatever the traffic does, the share below each quantile tends to its level.
+    """
+
+    def __init__(self, levels: Sequence[float] = LEVELS, rate: float = 0.1, window: int = 50) -> None:
+        self._levels = np.asarray(levels, float)
+        self._rate = rate
+        self._shift = np.zeros(self._levels.size)
+        self._errors: deque[float] = deque(maxlen=window)
+
+    def corrected(self, quantiles: Array) -> Array:
+        """Sorted, not negative; ``quantiles`` (levels,) as they were forecast."""
+        values: Array = np.sort(np.maximum(quantiles + self._shift, 0.0))
+        return values
+
+    def observe(self, quantiles: Array, actual: float, weight: float = 1.0) -> None:
+        """What came of the uncorrected ``quantiles``; ``weight`` of this observation among those of one forecast."""
+        self._errors.append(abs(actual - float(np.median(quantiles))))
+        hit = actual <= quantiles + self._shift
+        self._shift = self._shift + weight * self._rate * float(np.mean(self._errors)) * (self._levels - hit)
+
+
 class QuantileForecaster:
-    """Quantile regression, fitted to the past of the run and again every ``refit`` observations.
+    """Quantile regression, fitted to the past of the run and again every ``refit`` observations, then tracked.
 
     Until :data:`LEAST_HISTORY` observations it is :class:`Recent`. ``horizon``: the forecast is for any of the next
     ``horizon`` observations, those of one decision interval.
     """
 
-    def __init__(self, *, horizon: int = 1, period: int | None = None, refit: int = 20, keep: int = 400) -> None:
+    def __init__(
+        self,
+        *,
+        horizon: int = 1,
+        period: int | None = None,
+        refit: int = 20,
+        keep: int = 400,
+        rate: float = 0.2,
+    ) -> None:
         if horizon < 1 or (period is not None and period < horizon):
             raise TrafficError(f"forecast: needs 1 <= horizon <= period, got {horizon} and {period}")
         self._horizon, self._period, self._refit = horizon, period, refit
@@ -64,21 +103,38 @@ class QuantileForecaster:
         self._recent = Recent()
         self._since = 0
         self._coefficients: Array | None = None
+        self._tracker = Tracker(rate=rate)
+        self._issued: Array | None = None
+        self._due = 0
 
     def observe(self, users: float) -> None:
+        if self._issued is not None and self._due > 0:
+            self._tracker.observe(self._issued, users, 1 / self._horizon)
+            self._due -= 1
         self._seen.append(users)
         self._recent.observe(users)
         self._since += 1
 
     def forecast(self) -> Traffic | None:
+        values = self.quantiles()
+        if values is None or not (values > 0).any():
+            return self._recent.forecast()
+        return samples(values, "forecast")
+
+    def quantiles(self) -> Array | None:
+        """Quantiles of the next observations at :data:`LEVELS`, (levels,); None while the past is too short."""
         history = np.array(self._seen)
         if history.size < LEAST_HISTORY + (self._period or 0) + self._horizon:
-            return self._recent.forecast()
+            return None
         if self._coefficients is None or self._since >= self._refit:
             self._coefficients = fit(history, horizon=self._horizon, period=self._period, rows=ROWS)
             self._since = 0
-        values = predict(self._coefficients, history, period=self._period, horizon=self._horizon)
-        return samples(values, "forecast") if (values > 0).any() else self._recent.forecast()
+        self._issued = predict(self._coefficients, history, period=self._period, horizon=self._horizon)
+        self._due = self._horizon
+        values = self._tracker.corrected(self._issued)
+        # Where users were always counted, nothing lies between two counts: a quantile on a count would be shifted to
+        # and fro around it.
+        return np.round(values) if (history == np.round(history)).all() else values
 
 
 def features(history: Array, horizon: int, period: int | None) -> Array:
@@ -125,20 +181,14 @@ def predict(coefficients: Array, history: Array, *, period: int | None = None, h
 
 
 def _pinball(z: Array, y: Array, levels: Sequence[float]) -> Array:
-    from scipy.optimize import linprog
-    from scipy.sparse import eye, hstack
-
-    # A constant column twice, as with traffic that never changed, leaves the program without a unique answer only.
-    count, width = z.shape
-    equal = hstack([z, eye(count), -eye(count)], format="csr")
-    bounds = [(None, None)] * width + [(0, None)] * (2 * count)
+    # The dual program: as many bounded variables as rows, but only as many equations as features. The
+    # coefficients are the multipliers of these.
     found = []
     for level in levels:
-        price = np.concatenate((np.zeros(width), np.full(count, level), np.full(count, 1 - level)))
-        solved = linprog(price, A_eq=equal, b_eq=y, bounds=bounds, method="highs")
+        solved = linprog(-y, A_eq=z.T, b_eq=(1 - level) * z.sum(0), bounds=(0, 1), method="highs")
         if solved.status != 0:
             raise TrafficError(f"forecast: the linear program was not solved: {solved.message}")
-        found.append(solved.x[:width])
+        found.append(-solved.eqlin.marginals)
     return np.array(found)
 
 

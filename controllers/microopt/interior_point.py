@@ -13,21 +13,27 @@ the given traffic, as in MicroOpt. It starts feasible: at nearly all of everythi
 (the logarithm then has no value), the step minimises the violation instead.
 
 beta of an interval is drawn: the indicator of equation 1 over ``slots`` draws of users and QoS. The answer is the mean
-action of the last policy whose mean action is feasible by the strict definition.
+action of the last policy whose mean action is feasible by the strict definition. Many problems are trained side by
+side, each with networks and random numbers of its own.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from controllers.microopt.problem import Problem, Solution, state
+from controllers.microopt.problem import Problem, Solution
+from controllers.microopt.stack import Found, Layers, Stack, in_stacks, normal, uniform
+
+_DRAWN_VALUES = 24
+"""Traffic values of the environment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,126 +56,143 @@ class Options:
 
 def cadrl(problem: Problem, rng: np.random.Generator, options: Options | None = None) -> Solution:
     """For the peak of the traffic, judged by the traffic of ``problem``."""
-    begin_s = time.perf_counter()
-    peak = problem.with_traffic(lambda traffic: traffic.at_peak())
-    u, evaluations, trace = _train(peak, rng, options or Options())
-    found = state(
-        problem, u, solver="cadrl", time_s=time.perf_counter() - begin_s, evaluations=evaluations, trace=trace
-    )
-    return replace(found, solver="cadrl")
+    return cadrl_batch([problem], [rng], options)[0]
 
 
 def cadrl_plus(problem: Problem, rng: np.random.Generator, options: Options | None = None) -> Solution:
     """With the distribution of the traffic."""
+    return cadrl_plus_batch([problem], [rng], options)[0]
+
+
+def cadrl_batch(
+    problems: Sequence[Problem], rngs: Sequence[np.random.Generator], options: Options | None = None
+) -> list[Solution]:
+    """:func:`cadrl` for many problems; ``time_s`` is the share of each in the time of all."""
+    peaks = [problem.with_traffic(lambda traffic: traffic.at_peak()) for problem in problems]
+    found = in_stacks(peaks, rngs, lambda stack, generators: _train(stack, generators, options or Options()))
+    return [one.judged(problem, "cadrl") for one, problem in zip(found, problems, strict=True)]
+
+
+def cadrl_plus_batch(
+    problems: Sequence[Problem], rngs: Sequence[np.random.Generator], options: Options | None = None
+) -> list[Solution]:
+    """:func:`cadrl_plus` for many problems; ``time_s`` is the share of each in the time of all."""
+    found = in_stacks(problems, rngs, lambda stack, generators: _train(stack, generators, options or Options()))
+    return [one.judged(problem, "cadrl_plus") for one, problem in zip(found, problems, strict=True)]
+
+
+class _Policies:
+    """One policy per problem: independent normals around a mean in (0, 1); the log standard deviation does not depend
+    on the state."""
+
+    def __init__(self, inputs: int, actions: int, generators: Sequence[torch.Generator], options: Options) -> None:
+        self.layers = Layers(inputs, options.width, options.width, actions)
+        flat = self.layers.drawn(generators)
+        head = self.layers.split(flat)[-1]
+        head[:, :-1] *= 0.01
+        head[:, -1] = math.log(options.start / (1 - options.start))
+        self.weights = flat.requires_grad_(True)
+        self.log_std = torch.full((flat.shape[0], actions), options.start_log_std, requires_grad=True)
+
+    def mean(self, observed: Tensor) -> Tensor:
+        """(N, 1, inputs) to (N, 1, actions)."""
+        return torch.sigmoid(self.layers.forward(observed, self.weights, torch.tanh))
+
+    def log_prob(self, action: Tensor, observed: Tensor) -> Tensor:
+        """(N, batch, actions) to (N, batch)."""
+        log_std = self.log_std.clamp(-5, 0).unsqueeze(1)
+        scaled = (action - self.mean(observed)) / log_std.exp()
+        return (-0.5 * scaled**2 - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def clip_gradients(self) -> None:
+        """The gradient of each problem's policy to a norm of at most 1."""
+        assert self.weights.grad is not None and self.log_std.grad is not None
+        norm = torch.cat((self.weights.grad, self.log_std.grad), -1).norm(dim=-1, keepdim=True)
+        for gradient in (self.weights.grad, self.log_std.grad):
+            gradient *= (1 / (norm + 1e-6)).clamp_max(1)
+
+
+def _train(stack: Stack, generators: Sequence[torch.Generator], options: Options) -> list[Found]:
     begin_s = time.perf_counter()
-    u, evaluations, trace = _train(problem, rng, options or Options())
-    return state(
-        problem, u, solver="cadrl_plus", time_s=time.perf_counter() - begin_s, evaluations=evaluations, trace=trace
-    )
-
-
-class _Policy(nn.Module):
-    """Independent normals around a mean in [0, 1]; log standard deviation independent of the state."""
-
-    def __init__(self, inputs: int, actions: int, options: Options) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Linear(inputs, options.width), nn.Tanh(), nn.Linear(options.width, options.width), nn.Tanh()
-        )
-        self.head = nn.Linear(options.width, actions)
-        with torch.no_grad():
-            self.head.weight.mul_(0.01)
-            self.head.bias.fill_(math.log(options.start / (1 - options.start)))
-        self.log_std = nn.Parameter(torch.full((actions,), options.start_log_std))
-
-    def forward(self, observed: Tensor) -> torch.distributions.Normal:
-        mean = torch.sigmoid(self.head(self.body(observed)))
-        return torch.distributions.Normal(mean, self.log_std.clamp(-5, 0).exp(), validate_args=False)
-
-
-def _train(problem: Problem, rng: np.random.Generator, options: Options) -> tuple[Tensor, int, list[dict[str, Any]]]:
-    begin_s = time.perf_counter()
-    shape = problem.low.shape
-    low, high = problem.low.reshape(-1), problem.high.reshape(-1)
-    observed = _observation(problem)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(rng.integers(2**31)))
-        policy = _Policy(observed.numel(), low.numel(), options)
-        critic = nn.Sequential(nn.Linear(observed.numel(), options.width), nn.Tanh(), nn.Linear(options.width, 1))
-        cost_critic = nn.Sequential(
-            nn.Linear(observed.numel(), options.width), nn.Tanh(), nn.Linear(options.width, len(problem.slices))
-        )
-    actor_step = torch.optim.Adam(policy.parameters(), lr=options.rate)
-    critic_step = torch.optim.Adam([*critic.parameters(), *cost_critic.parameters()], lr=options.critic_rate)
-    best: Tensor | None = None
-    fallback = _placed(torch.full_like(low, options.start), low, high, shape)
-    least = math.inf
+    count, slices = stack.count, len(stack.first.slices)
+    actions = stack.first.low.numel()
+    observed = torch.stack([_observation(problem) for problem in stack.problems]).unsqueeze(1)
+    policies = _Policies(observed.shape[-1], actions, generators, options)
+    # Column 0 of the critics is the reward, the others are beta of each slice; each output has a body of its own.
+    layers = [Layers(observed.shape[-1], options.width, outputs) for outputs in (1, slices)]
+    critics = [one.drawn(generators).requires_grad_(True) for one in layers]
+    actor_step = torch.optim.Adam([policies.weights, policies.log_std], lr=options.rate)
+    critic_step = torch.optim.Adam(critics, lr=options.critic_rate)
+    sources = [_drawn_from(stack, s) for s in range(slices)]
+    means, misses = [], []
+    cost = torch.full((count,), torch.inf)
     evaluations = 0
-    trace: list[dict[str, Any]] = []
+    traces: list[list[dict[str, Any]]] = [[] for _ in range(count)]
+
+    def expected(which: int) -> Tensor:
+        return layers[which].forward(observed, critics[which], torch.tanh)
+
     for number in range(options.iterations):
         fraction = number / max(1, options.iterations - 1)
         with torch.no_grad():
             # Exploration is annealed: with a wide policy the barrier keeps the mean far inside.
-            policy.log_std.clamp_(max=options.start_log_std + fraction * (options.end_log_std - options.start_log_std))
-            distribution = policy(observed)
-            noise = torch.tensor(rng.standard_normal((options.batch, low.numel())), dtype=torch.float32)
-            action = distribution.mean + noise * distribution.stddev
-            before = distribution.log_prob(action).sum(-1)
-            u = (low + action.clamp(0, 1) * (high - low)).reshape(-1, *shape)
-            beta = _drawn_beta(problem, u, options.slots, rng)
-            over = (u.sum(-2) - 1).clamp_min(0).sum(-1)
+            policies.log_std.clamp_(
+                max=options.start_log_std + fraction * (options.end_log_std - options.start_log_std)
+            )
+            noise = normal(generators, options.batch, actions)
+            action = policies.mean(observed) + noise * policies.log_std.clamp(-5, 0).exp().unsqueeze(1)
+            before = policies.log_prob(action, observed)
+            u = stack.placed(action)
+            beta = _drawn_beta(stack, u, options.slots, sources, generators)
             # Outside the capacities an allocation cannot be carried out: all its users count as degraded.
-            beta = torch.where((over > 0).unsqueeze(-1), torch.ones_like(beta), beta)
-            reward = -problem.cost(u)
-            gain = reward - critic(observed)
-            gain = (gain - gain.mean()) / (gain.std() + 1e-8)
-            worse = beta - cost_critic(observed)
-            mean_beta = beta.mean(0)
+            over = (u.sum(-2) - 1).clamp_min(0).sum(-1) > 0
+            beta = torch.where(over.unsqueeze(-1), torch.ones_like(beta), beta)
+            reward = -stack.cost(u)
+            gain = reward - expected(0)[..., 0]
+            gain = (gain - gain.mean(-1, keepdim=True)) / (gain.std(-1, keepdim=True) + 1e-8)
+            worse = beta - expected(1)
+            mean_beta = beta.mean(1)
         evaluations += options.batch
         for _ in range(options.epochs):
-            distribution = policy(observed)
-            ratio = (distribution.log_prob(action).sum(-1) - before).exp()
-            clipped = torch.minimum(ratio * gain, ratio.clamp(1 - options.clip, 1 + options.clip) * gain).mean()
+            ratio = (policies.log_prob(action, observed) - before).exp()
+            clipped = torch.minimum(ratio * gain, ratio.clamp(1 - options.clip, 1 + options.clip) * gain).mean(-1)
             # J_C of the new policy, by importance sampling on the batch of the old one.
-            predicted = mean_beta + ((ratio - 1).unsqueeze(-1) * worse).mean(0)
-            slack = problem.beta_thresh - predicted
-            if bool((slack > 0).all()):
-                loss = -clipped - slack.log().sum() / options.t
-            else:
-                loss = (-slack).clamp_min(0).sum() * 10
+            predicted = mean_beta + ((ratio - 1).unsqueeze(-1) * worse).mean(1)
+            slack = stack.beta_thresh - predicted
+            inside = (slack > 0).all(-1)
+            barrier = torch.where(slack > 0, slack, torch.ones_like(slack)).log().sum(-1) / options.t
+            loss = torch.where(inside, -clipped - barrier, (-slack).clamp_min(0).sum(-1) * 10)
             actor_step.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+            loss.sum().backward()  # type: ignore[no-untyped-call]
+            policies.clip_gradients()
             actor_step.step()
-            error = ((critic(observed) - reward.unsqueeze(-1)) ** 2).mean()
-            error = error + ((cost_critic(observed) - beta) ** 2).mean()
+            error = ((expected(0)[..., 0] - reward) ** 2).mean(-1) + ((expected(1) - beta) ** 2).mean((-1, -2))
             critic_step.zero_grad()
-            error.backward()
+            error.sum().backward()  # type: ignore[no-untyped-call]
             critic_step.step()
         with torch.no_grad():
-            mean = _placed(policy(observed).mean, low, high, shape)
-            expected = problem.expected_beta(mean.unsqueeze(0))[0]
-            within = bool(problem.within(mean.unsqueeze(0))[0])
+            mean = stack.placed(policies.mean(observed))
+            excess = stack.excess(mean, stack.expected_beta(mean))
+            cost = torch.where((excess <= 0)[:, 0], stack.cost(mean)[:, 0], cost)
+            means.append(mean)
+            misses.append(excess)
         evaluations += 1
-        if within and bool((expected <= problem.beta_thresh * (1 - 1e-4)).all()):
-            best = mean
-        excess = float((expected - problem.beta_thresh).amax()) + (0.0 if within else 1.0)
-        if excess < least:
-            least, fallback = excess, mean
-        trace.append(
-            {
-                "iteration": number,
-                "time_s": time.perf_counter() - begin_s,
-                "evaluations": evaluations,
-                "cost": None if best is None else float(problem.cost(best.unsqueeze(0))[0]),
-                "mean_beta": float(mean_beta.mean()),
-            }
-        )
-    return best if best is not None else fallback, evaluations, trace
-
-
-def _placed(unit: Tensor, low: Tensor, high: Tensor, shape: torch.Size) -> Tensor:
-    return (low + unit.clamp(0, 1) * (high - low)).reshape(shape)
+        share_s = (time.perf_counter() - begin_s) / count
+        for n, trace in enumerate(traces):
+            trace.append(
+                {
+                    "iteration": number,
+                    "time_s": share_s,
+                    "evaluations": evaluations,
+                    "cost": float(cost[n]) if math.isfinite(cost[n]) else None,
+                    "mean_beta": float(mean_beta[n].mean()),
+                }
+            )
+    # The last feasible one first; where none is, the least bad.
+    missed = torch.cat(misses, 1).flip(1)
+    answer = stack.first_feasible(torch.cat(means, 1).flip(1), missed, torch.where(missed <= 0, 0, 1 + missed))
+    share_s = (time.perf_counter() - begin_s) / count
+    return [Found(answer[n], evaluations, traces[n], share_s) for n in range(count)]
 
 
 def _observation(problem: Problem) -> Tensor:
@@ -181,17 +204,27 @@ def _observation(problem: Problem) -> Tensor:
     return torch.cat(parts)
 
 
-def _drawn_beta(problem: Problem, u: Tensor, slots: int, rng: np.random.Generator) -> Tensor:
-    """beta of one interval of ``slots`` slots per allocation, (B, S): what an environment would show."""
+def _drawn_beta(
+    stack: Stack, u: Tensor, slots: int, sources: list[tuple[Tensor, Tensor]], generators: Sequence[torch.Generator]
+) -> Tensor:
+    """beta of one interval of ``slots`` slots per allocation, (N, B, S): what an environment would show."""
     found = []
-    for s, demand in enumerate(problem.slices):
-        values, weights = demand.traffic.values, demand.traffic.weights
-        thin = demand.traffic.thinned(24) if values.size > 24 else demand.traffic
-        values, weights = thin.values, thin.weights
-        users = torch.tensor(values, dtype=torch.float32)
-        chance = demand.components(problem.natural(u[:, s]), users).cdf(demand.threshold)
-        picked = torch.tensor(rng.choice(values.size, (u.shape[0], slots), p=weights))
-        x = users[picked]
-        hit = torch.tensor(rng.random((u.shape[0], slots)), dtype=torch.float32) < chance.gather(1, picked)
+    for s, (users, likely) in enumerate(sources):
+        chance = stack.degraded(u[:, :, s], s, users)
+        drawn = uniform(generators, *u.shape[1:2], slots)
+        if users.shape[1] == 1:
+            found.append((drawn < chance).float().mean(-1))
+            continue
+        place = uniform(generators, u.shape[1] * slots)
+        picked = torch.searchsorted(likely, place).clamp_max(users.shape[1] - 1).reshape(-1, u.shape[1], slots)
+        x = users.unsqueeze(1).expand(-1, u.shape[1], -1).gather(-1, picked)
+        hit = drawn < chance.gather(-1, picked)
         found.append((x * hit).sum(-1) / x.sum(-1))
     return torch.stack(found, dim=-1)
+
+
+def _drawn_from(stack: Stack, s: int) -> tuple[Tensor, Tensor]:
+    """Users that slots of a slice draw from, (N, X), and their cumulative probability, (N, X)."""
+    thin = [problem.slices[s].traffic.thinned(_DRAWN_VALUES) for problem in stack.problems]
+    users = torch.tensor(np.stack([one.values for one in thin]), dtype=torch.float32)
+    return users, torch.tensor(np.stack([one.weights for one in thin]), dtype=torch.float32).cumsum(-1)

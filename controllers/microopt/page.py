@@ -13,7 +13,8 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from controllers.microopt.comparison import ABLATION, Comparison, Row, by_seed, interval
+from controllers.microopt.comparison import ABLATION, TOGETHER, Comparison, Row, by_seed, interval
+from controllers.microopt.slice_data import DELAY
 from twin import report
 
 COLOURS = {
@@ -66,13 +67,15 @@ def render(found: Comparison) -> str:
         figures.append(figure)
         return f'<div class="plot" id="plot-{len(figures) - 1}"></div>'
 
+    delay = found.plan.qos == DELAY
+    word = "Figure 12" if delay else "Figure 6"
     body = "".join(
         (
             _head(found),
             _section("Costs", _summary(found)),
-            _section("Allocations on constant traffic (Table I)", _table_one(found)),
+            _section("Allocations on constant traffic" + ("" if delay else " (Table I)"), _table_one(found)),
             _section(
-                "Constant traffic: cost and degradation against the thresholds (Figure 6)",
+                f"Constant traffic: cost and degradation against the thresholds ({word})",
                 f'<div class="pair">{plot(_against(found, "q_thresh", "cost"))}'
                 f"{plot(_against(found, 'beta_thresh', 'cost'))}</div>"
                 f"{plot(_degradation(found))}"
@@ -88,7 +91,7 @@ def render(found: Comparison) -> str:
                 "found, mean over constant settings; from the first time at which every run has one.</p>",
             ),
             _section(
-                "Slice model (Figures 4c and 12b)",
+                f"Slice model ({'Figure 12b' if delay else 'Figure 4c'})",
                 plot(_surface(found)) + '<p class="soft">Mean QoS of a user, averaged over the users compared.</p>',
             ),
             _facts(found),
@@ -176,8 +179,10 @@ def _summary(found: Comparison) -> str:
     text = ""
     for part, title, paper in (
         ("constant", "Constant traffic", PAPER["savings"]),
-        ("changing", "Changing traffic", PAPER["changing"]),
+        ("changing", "Changing traffic", PAPER["changing"] if found.plan.traffic == "telecom-italia" else {}),
     ):
+        if found.plan.qos == DELAY:  # of which the paper gives no figures
+            paper = {}
         rows = [row for row in found.summary() if row["traffic"] == part]
         if not rows:
             continue
@@ -186,7 +191,9 @@ def _summary(found: Comparison) -> str:
                 _method(row["method"]),
                 f"{row['mean_cost']:.4f}" + (f" ± {row['interval_95']:.4f}" if row["seeds"] > 1 else ""),
                 f"{row['above_grid_percent']:+.2f} %",
-                "" if row["method"] == "microopt" else f"{row['microopt_saves_percent']:.2f} %",
+                ""
+                if row["method"] == "microopt"
+                else f"{row['microopt_saves_percent']:.2f} ± {row['saves_interval_95']:.2f} %",
                 f"{paper[row['method']]:.2f} %" if row["method"] in paper else "",
                 f"{row['mean_beta']:.3f}",
                 f"{row['feasible_percent']:.0f} %",
@@ -199,7 +206,7 @@ def _summary(found: Comparison) -> str:
     return text + (
         '<p class="soft">Means with 95 % intervals over seeds. An allocation that is not feasible may be cheaper than '
         "the optimum: read cost and feasible together. The paper's figures are from its own data and "
-        "implementations.</p>"
+        f"implementations. Atlas and CaDRL are solved {TOGETHER} at a time: their time is the share of each.</p>"
     )
 
 
@@ -261,11 +268,14 @@ def _compared(found: Comparison, part: str) -> list[str]:
 
 def _against(found: Comparison, field: str, value: str) -> dict[str, Any]:
     levels = found.plan.q_thresh if field == "q_thresh" else found.plan.beta_thresh
-    word = "QoS threshold" if field == "q_thresh" else "β threshold"
+    unit = "s" if found.plan.qos == DELAY else "Mbit/s"
+    word = f"QoS threshold, {unit}" if field == "q_thresh" else "β threshold"
     groups = [(f"{level:g}", {field: level}) for level in levels]
     return {
         "data": _bars(found, "constant", _compared(found, "constant"), groups, value),
-        "layout": _layout(f"Cost against {word}", word, "cost η·r", xaxis={"type": "category"}, barmode="group"),
+        "layout": _layout(
+            f"Cost against {word.partition(',')[0]}", word, "cost η·r", xaxis={"type": "category"}, barmode="group"
+        ),
     }
 
 

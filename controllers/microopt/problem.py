@@ -71,8 +71,12 @@ class SliceDemand:
 
     def components(self, allocation: Tensor, users: Tensor) -> QosDistribution:
         """QoS of ``users`` (X,) under allocations (B, K), components of shape (B, X, M); more is better."""
+        return self.quality(users, allocation.unsqueeze(-2))
+
+    def quality(self, users: Tensor, allocation: Tensor) -> QosDistribution:
+        """QoS of users (...) under allocations (..., K), which broadcast; more is better."""
         sign = -1.0 if self.qos == DELAY else 1.0
-        found = self.model.distribution(users, allocation.unsqueeze(-2), slice_name=self.slice_name, qos=self.qos)
+        found = self.model.distribution(users, allocation, slice_name=self.slice_name, qos=self.qos)
         if self.sigmas is not None:
             scalar = (sign * found.mean() - self.sigmas * found.std()).unsqueeze(-1)
             return QosDistribution(torch.ones_like(scalar), scalar, torch.full_like(scalar, _POINT))

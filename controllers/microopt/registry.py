@@ -1,4 +1,4 @@
-"""Solvers by name: ``SOLVERS[name](problem, rng) -> Solution``."""
+"""Solvers by name: ``SOLVERS[name](problem, rng) -> Solution``; ``BATCHED[name](problems, rngs)``: many at once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from controllers.microopt import bayesian, exhaustive, gradient, interior_point
 from controllers.microopt.problem import Problem, Solution
+from controllers.microopt.stack import BatchSolver
 
 Solver = Callable[[Problem, np.random.Generator], Solution]
 
@@ -31,3 +32,11 @@ SOLVERS: dict[str, Solver] = {
     "microopt_0sigma": _microopt_0sigma,
     "microopt_2sigma": _microopt_2sigma,
 }
+
+BATCHED: dict[str, BatchSolver] = {
+    "atlas": bayesian.atlas_batch,
+    "atlas_plus": bayesian.atlas_plus_batch,
+    "cadrl": interior_point.cadrl_batch,
+    "cadrl_plus": interior_point.cadrl_plus_batch,
+}
+"""Those whose cost is calls rather than arithmetic."""

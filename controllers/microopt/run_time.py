@@ -8,8 +8,9 @@ fed back:
 
 - the promise is an account: aim beta_thresh of the users may be degraded, what was degraded is taken off, and what is
   left or owed is spread over the users of the next ``recovery_s`` seconds: the beta that the optimiser gets is
-  aim beta_thresh + account / users expected in that time, within TARGETS times aim beta_thresh. Debts stay until
-  they are paid; credit lapses beyond what ``recovery_s`` seconds at aim beta_thresh are worth;
+  aim beta_thresh + (account - reserve) / users expected in that time, within TARGETS times aim beta_thresh. The reserve
+  is the most users that the model knows, since users are degraded many at a time. Debts stay until they are paid;
+  credit lapses beyond the reserve and what ``recovery_s`` seconds at aim beta_thresh are worth;
 - a margin m on the QoS threshold, q_thresh (1 + m), follows what is wrong with the model, as in adaptive conformal
   inference (Gibbs and Candes, 2021): after every observation m <- m + gain w (degraded - beta that was asked for),
   with w the users in parts of their mean. The sum of the steps is m itself, which is bounded, so that in the long run
@@ -99,6 +100,8 @@ class MicroOpt:
         try:
             import torch
 
+            # Loaded before the run starts, not in its first decision.
+            from controllers.microopt import forecast as _  # noqa: F401
             from controllers.microopt.slice_model import load
         except ModuleNotFoundError as error:
             raise ValueError(f"microopt: no package {error.name}: needs pip install 'twinbed[learning]'") from None
@@ -233,9 +236,11 @@ class MicroOpt:
         planned = item.all_users / item.observations * self._recovery_s / length_s
         if planned <= 0:  # no account is kept
             return
-        item.account = min(item.account, planned * aimed)
+        # Users are degraded many at a time: what one observation of the most users costs is kept in hand.
+        reserve = self._model.traffic_range[1]
+        item.account = min(item.account, planned * aimed + reserve)
         low, high = (factor * aimed for factor in TARGETS)
-        item.target = min(high, max(low, aimed + item.account / planned), 1 - 1e-6)
+        item.target = min(high, max(low, aimed + (item.account - reserve) / planned), 1 - 1e-6)
 
     def _with_peak(self, traffic: Traffic, seen: int) -> Traffic:
         """One more value beside the ``seen`` ones: the most users that the model knows. Whoever has seen little does
@@ -270,8 +275,14 @@ class MicroOpt:
         from controllers.microopt.problem import Problem
 
         problem = Problem(tuple(demands), self._capacity, self._eta)
-        options = Options(candidates=192, starts=8, outer=10, inner=5, polish=4)
         warm = self._warm if self._warm is not None and self._warm.shape[0] == len(demands) else None
+        if warm is None:
+            options = Options(candidates=192, starts=8, outer=10, inner=5, polish=4)
+        elif len(demands) == 1:
+            # From the last allocation the search is one along the boundary of the feasible set.
+            options = Options(candidates=64, starts=2, outer=2, inner=2, polish=4)
+        else:
+            options = Options(candidates=96, starts=4, outer=5, inner=4, polish=4)
         found = solve(problem, self._rng, options=options, warm=warm)
         rows = [[part.allocation[name] for name in self._resources] for part in found.slices]
         self._warm = torch.tensor(rows, dtype=torch.float32) / problem.scale

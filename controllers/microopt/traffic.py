@@ -8,6 +8,7 @@ Spellings (:func:`parse_traffic`)::
 
     constant:3               3 users all the time
     normal:3:0.5             a normal cut off to the traffic that the model has seen
+    poisson:3                Poisson-distributed counts, cut off likewise ("MicroOpt", section VI-F: delay as the QoS)
     telecom-italia[:HOUR]    a day (or one hour, 0 to 23) of activity of the file that TwinBed brings,
                              its largest value scaled to the most users that the model has seen
     file:PATH                numbers of users, one per line, or the column n_users of a CSV; equally likely
@@ -22,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
+from scipy.special import gammaln, ndtr, ndtri
 
 from controllers.microopt.slice_data import SliceModelError
 from traces.microopt import SliceTraffic
@@ -30,7 +31,7 @@ from traces.profiles import DATA
 from traces.telecom_italia import read_cell
 
 Array = NDArray[np.float64]
-SPELLINGS = "constant:N, normal:MEAN:STD, telecom-italia[:HOUR], file:PATH"
+SPELLINGS = "constant:N, normal:MEAN:STD, poisson:MEAN, telecom-italia[:HOUR], file:PATH"
 TRACE = DATA / "sms-call-internet-mi-2013-11-04.txt.gz"
 SQUARE = 5161
 
@@ -104,6 +105,18 @@ def normal(mean: float, sigma: float, *, low: float, high: float, count: int = 1
     return Traffic(values, np.full(count, 1 / count), f"normal:{mean:g}:{sigma:.4g}")
 
 
+def poisson(mean: float, *, low: float, high: float) -> Traffic:
+    """Poisson-distributed counts of users, cut off to [low, high]."""
+    if not (math.isfinite(mean) and mean > 0):
+        raise TrafficError(f"poisson traffic needs a positive mean number of users, got {mean:g}")
+    # Measured users are means over an interval: 4.9999 of them are 5.
+    counts = np.arange(max(1, math.ceil(low - 0.01)), math.floor(high + 0.01) + 1)
+    chance = np.exp(counts * math.log(mean) - mean - gammaln(counts + 1))
+    if not counts.size or not chance.sum() > 0:
+        raise TrafficError(f"poisson traffic: no count of users in [{low:g}, {high:g}] with a mean of {mean:g}")
+    return Traffic(np.clip(counts, low, high), chance / chance.sum(), f"poisson:{mean:g}")
+
+
 def from_slice_traffic(traffic: SliceTraffic, *, low: float, high: float) -> Traffic:
     """One of the paper's ten distributions (section VI-A3)."""
     return normal(traffic.mean, traffic.sigma, low=low, high=high)
@@ -129,6 +142,8 @@ def parse_traffic(text: str, *, low: float, high: float) -> Traffic:
         return constant(_number(text, parts[0]))
     if kind == "normal" and len(parts) == 2:
         return normal(_number(text, parts[0]), _number(text, parts[1]), low=low, high=high)
+    if kind == "poisson" and len(parts) == 1:
+        return poisson(_number(text, parts[0]), low=low, high=high)
     if kind == "telecom-italia" and len(parts) <= 1:
         return telecom_italia(int(_number(text, parts[0])) if parts else None, peak_users=high)
     if kind == "file" and rest:

@@ -9,7 +9,7 @@ import pytest
 
 from controllers.base import ControllerContext
 from controllers.sched_deadline import SchedDeadline
-from topologies.model import Container, Host, Partition, PeriodicTask, Topology
+from topologies.model import Container, EdgeServer, Host, Link, Partition, PeriodicTask, Topology
 from twin.flow import FlowBackend
 from twin.knobs import refusal
 from twin.load import Load
@@ -20,7 +20,7 @@ CYCLE_S = 0.5
 
 def topology(*works_s: float, edge_cpus: int = 2, period_s: float = 0.1) -> Topology:
     tasks = tuple(PeriodicTask(period_s=period_s, work_s=work_s) for work_s in works_s)
-    return Topology(name="t", nodes=(Container(name="edge", tasks=tasks),), links=(), edge_cpus=edge_cpus)
+    return Topology(name="t", nodes=(Container(name="edge", tasks=tasks),), links=(), edge=EdgeServer(cpus=edge_cpus))
 
 
 def context(of: Topology, *scope: str) -> ControllerContext:
@@ -192,7 +192,7 @@ def partitions() -> Topology:
         Host(name="h"),
         Container(name="empty"),
     )
-    return Topology(name="t", nodes=nodes, links=())
+    return Topology(name="t", nodes=nodes, links=(Link(a="p1", b="h"), Link(a="p2", b="h")))
 
 
 def observed(time_s: float, **rows: tuple[float, float, float]) -> Observation:

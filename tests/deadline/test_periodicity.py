@@ -111,11 +111,15 @@ def test_bursts_of_a_virtual_cpu_are_read_as_its_guests_jobs(
 
 
 def recorded() -> list[tuple[str, float | None, np.ndarray]]:
-    """Of virtual CPUs on a busy host: what the guest does, its period in s, and wake-up, awake, run in s of each stay."""
+    """Of virtual CPUs on a busy host: what the guest does, its period, and wake-up, awake, run of each stay, in s."""
     lines = (Path(__file__).parent / "data" / "guests.jsonl").read_text(encoding="utf-8").splitlines()
     guests = [json.loads(line) for line in lines]
     return [
-        (one["guest"], one["period_ms"] and one["period_ms"] / 1e3, np.array(one["wakeup_awake_run_us"]).reshape(-1, 3) / 1e6)
+        (
+            one["guest"],
+            one["period_ms"] and one["period_ms"] / 1e3,
+            np.array(one["wakeup_awake_run_us"]).reshape(-1, 3) / 1e6,
+        )
         for one in guests
     ]
 

@@ -156,7 +156,10 @@ def test_layout_of_mount_tables(tmp_path: Path) -> None:
     table.write_text(f"cgroup2 {unified} cgroup2 rw 0 0\n")
     (unified / "cgroup.controllers").write_text("cpuset cpu io memory pids\n")
     assert Layout.of_host(table).version == 2
-    for offered, said in (("hugetlb cpu", "has hugetlb, cpu, not memory"), ("", "has no controller, not cpu and memory")):
+    for offered, said in (
+        ("hugetlb cpu", "has hugetlb, cpu, not memory"),
+        ("", "has no controller, not cpu and memory"),
+    ):
         (unified / "cgroup.controllers").write_text(offered + "\n")
         with pytest.raises(CgroupError, match=said):
             Layout.of_host(table)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from topologies.model import Container, Partition, PeriodicTask, Topology
+from topologies.model import Container, EdgeServer, Host, Link, Partition, PeriodicTask, Topology
 from twin.backend import Session
 from twin.deadline.reservation import Reservation
 from twin.deadline.served import ReservedTask
@@ -23,7 +23,7 @@ def session(*tasks: tuple[float, float], edge_cpus: int = 2, cpu_millicores: flo
         cpu_millicores=cpu_millicores,
         tasks=tuple(PeriodicTask(period_s=period_s, work_s=work_s) for period_s, work_s in tasks),
     )
-    topology = Topology(name="t", nodes=(container,), links=(), edge_cpus=edge_cpus)
+    topology = Topology(name="t", nodes=(container,), links=(), edge=EdgeServer(cpus=edge_cpus))
     return FlowBackend().open(topology, Load(flows=(), duration_s=3600.0), seed=1)
 
 
@@ -162,7 +162,7 @@ def test_two_runs_are_the_same() -> None:
 
 def test_knobs_of_partitions_are_not_for_the_tasks_inside() -> None:
     guest = Partition(name="p1", tasks=(PeriodicTask(period_s=0.1, work_s=0.01),))
-    topology = Topology(name="t", nodes=(guest,), links=())
+    topology = Topology(name="t", nodes=(guest, Host(name="h")), links=(Link(a="p1", b="h"),))
     with FlowBackend().open(topology, Load(flows=(), duration_s=60.0), seed=1) as on:
         assert do(on, "task:p1.1", "dl_runtime_us", 1000) != ""
 

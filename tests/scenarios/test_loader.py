@@ -625,7 +625,7 @@ traffic:
 def test_every_library_scenario_loads(name: str) -> None:
     scenario = load_scenario(LIBRARY / f"{name}.twin.yml")
     assert scenario.name == name.replace("_", "-")
-    assert scenario.load.flows or scenario.load.backhaul
+    assert scenario.load.flows or scenario.load.backhaul or scenario.topology.tasks
 
 
 TASKS = """\

@@ -115,7 +115,7 @@ def test_compare_writes_a_page_that_opens_offline(
     rows = {(row["traffic"], row["method"]): row for row in json.loads(out)["methods"]}
     assert set(rows) == {
         *(("constant", name) for name in ("microopt", "grid", "peak_alloc", "microopt_0sigma")),
-        *(("changing", name) for name in ("microopt", "grid", "peak_alloc")),
+        *(("changing", name) for name in ("microopt", "grid", "peak_alloc", "microopt_0sigma")),
     }
     assert rows["constant", "microopt"]["feasible_percent"] == 100
     assert rows["constant", "peak_alloc"]["microopt_saves_percent"] > 10
@@ -123,6 +123,81 @@ def test_compare_writes_a_page_that_opens_offline(
     text = page.read_text()
     assert "Table I" in text and text.count('class="plot"') == 8
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=\"http", text)
+
+
+def test_compare_by_delay(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from controllers.microopt.slice_model import save
+    from tests.controllers.microopt.models import delay_model
+
+    save(delay_model(), tmp_path / "model.pt")
+    page = tmp_path / "delay.html"
+    code, out, err = twin(
+        capsys,
+        *("compare", "--model", str(tmp_path / "model.pt"), "--qos", "delay_s", "--out", str(page), "--seeds", "2"),
+        *("--traffic", "poisson:3", "--q-thresh", "0.05,0.1", "--beta", "0.2", "--users", "2,4"),
+        *("--methods", "peak_alloc", "--format", "json"),
+    )
+    assert code == ExitCode.OK, err
+    rows = {(row["traffic"], row["method"]): row for row in json.loads(out)["methods"]}
+    assert rows["changing", "microopt"]["feasible_percent"] == 100
+    assert rows["changing", "microopt"]["mean_beta"] == pytest.approx(0.2, abs=0.02)
+    text = page.read_text().partition("<script>")[0]
+    # The paper gives no figures for delay; the threshold has its unit.
+    assert "Figure 12" in text and "Table I" not in text and "21.90" not in text
+    assert "QoS threshold, s" in text and "Mbit/s" not in text
+
+
+def test_a_comparison_goes_on_where_it_was_cut_off(
+    model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    page, rows = tmp_path / "report.html", tmp_path / "report.html.rows"
+    given = ["compare", "--model", model, "--out", str(page), "--traffic", "constant:2", "--users", "2"]
+    given += ["--q-thresh", "4", "--beta", "0.2", "--methods", "microopt", "--format", "json", "--seeds"]
+    assert twin(capsys, *given, "2")[0] == ExitCode.OK
+    head, *first = rows.read_text().splitlines()
+    # Killed while it wrote a line: what was whole is kept, the rest is solved again.
+    rows.write_text("\n".join([head, *first[:-1], first[-1][:40]]))
+    code, out, err = twin(capsys, *given, "3")
+    assert code == ExitCode.OK, err
+    assert json.loads(out)["rows"] == str(rows)
+    lines = rows.read_text().splitlines()
+    assert lines[: len(first)] == [head, *first[:-1]]
+    found = [json.loads(line) for line in lines[1:]]
+    assert sorted((row["part"], row["method"], row["seed"]) for row in found) == sorted(
+        (part, method, seed)
+        for part in ("constant", "changing")
+        for method, seed in (("grid", 0), ("microopt", 0), ("microopt", 1), ("microopt", 2))
+    )
+    again = {(row["part"], row["method"], row["seed"]): row["cost"] for row in found}
+    torn = json.loads(first[-1])
+    assert again[torn["part"], torn["method"], torn["seed"]] == torn["cost"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("hello\n", "no rows of a comparison; remove it or name another file"),
+        ('{"format": "twinbed.slice-opt-rows", "twinbed": "0"}\n', "rows of another comparison (twinbed 0, here"),
+    ],
+)
+def test_rows_of_something_else(
+    content: str, message: str, model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "rows").write_text(content)
+    code, _, err = twin(
+        capsys, "compare", "--model", model, "--out", str(tmp_path / "x.html"), "--rows", str(tmp_path / "rows")
+    )
+    assert code == ExitCode.USAGE
+    assert message in err and err.count("\n") == 1
+    assert (tmp_path / "rows").read_text() == content
+
+
+def test_the_folder_of_the_page_is_missed_at_once(
+    model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, _, err = twin(capsys, "compare", "--model", model, "--out", str(tmp_path / "absent" / "x.html"))
+    assert code == ExitCode.USAGE
+    assert "cannot be written: no folder" in err and err.count("\n") == 1
 
 
 def test_compare_names_the_solvers(model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

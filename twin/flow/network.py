@@ -166,7 +166,7 @@ class Network:
             link.name: LinkState(link.name, link.bandwidth_bps, link.delay_s, link.jitter_s, link.loss_ratio)
             for link in topology.links
         }
-        admission = Admission(topology.edge_cpus)
+        admission = Admission(topology.edge.cpus)
         self.tasks = Tasks(topology, admission)
         self.guests = Guests(topology, admission)
         self.now_s = 0.0

@@ -3,7 +3,7 @@
 A task with a reservation is served by :class:`twin.deadline.served.ReservedTask`, whose supply is never below the
 supply bound function of the reservation. Without one it has a core for itself, or in a container with a CPU limit
 an equal part of it in every ``CFS_PERIOD_S``, as a quota gives it. Reservations are admitted against the
-``edge_cpus`` of the topology, a number of the scenario and not of this host, so that a run is the same everywhere.
+``edge.cpus`` of the topology, a number of the scenario and not of this host, so that a run is the same everywhere.
 """
 
 from __future__ import annotations

@@ -25,6 +25,51 @@ def test_better_than_persistence_on_a_square_it_has_not_seen() -> None:
     assert inside == pytest.approx(0.9, abs=0.08)
 
 
+@pytest.mark.parametrize("square", [5059, 4456])
+def test_tracking_makes_up_for_a_fit_that_is_too_sure(square: int) -> None:
+    """Fitted to less noise than comes: the intervals are far too narrow, and become as wide as they say."""
+    first = synthesis.FIRST_DAY.replace(day=4)
+    day = synthesis.synthesise([square], np.random.default_rng(3), first_day=first, days=3)[square].values
+    day = day / day.mean()
+    learned = forecast.fit(day)
+    raw = np.array([forecast.predict(learned, day[: at + 1]) for at in range(10, day.size - 1)])
+    actual = day[11:]
+    narrow = np.median(raw, axis=1)[:, None] + 0.4 * (raw - np.median(raw, axis=1)[:, None])
+    tracker = forecast.Tracker()
+    tracked = np.empty_like(raw)
+    for place, (quantiles, came) in enumerate(zip(narrow, actual, strict=True)):
+        tracked[place] = tracker.corrected(quantiles)
+        tracker.observe(quantiles, float(came))
+
+    def covered(found: np.ndarray) -> float:
+        # After the first day.
+        return float(np.mean(((actual >= found[:, 0]) & (actual <= found[:, -1]))[144:]))
+
+    assert covered(narrow) < 0.7
+    assert covered(tracked) == pytest.approx(0.9, abs=0.03)
+    assert forecast.pinball_loss(tracked, actual) < forecast.pinball_loss(narrow, actual)
+    # Where the fit is right, nothing is lost.
+    kept = forecast.Tracker()
+    again = []
+    for quantiles, came in zip(raw, actual, strict=True):
+        again.append(kept.corrected(quantiles))
+        kept.observe(quantiles, float(came))
+    assert covered(np.array(again)) == pytest.approx(0.9, abs=0.03)
+    assert forecast.pinball_loss(np.array(again), actual) < 1.02 * forecast.pinball_loss(raw, actual)
+
+
+def test_counts_stay_counts() -> None:
+    seen = forecast.QuantileForecaster(horizon=5)
+    rng = np.random.default_rng(1)
+    inside = []
+    for slot, value in enumerate(np.repeat(np.clip(rng.normal(3, 1, 120).round(), 0, 5), 2), 1):
+        seen.observe(float(value))
+        if slot % 5 == 0 and (found := seen.quantiles()) is not None:
+            assert (found == found.round()).all()
+            inside.append((found[0], found[-1]))
+    assert {high for _, high in inside} <= {4.0, 5.0} and {low for low, _ in inside} <= {0.0, 1.0, 2.0}
+
+
 def test_a_ramp_is_followed_and_its_spread_known() -> None:
     seen = forecast.QuantileForecaster()
     assert seen.forecast() is None

@@ -12,10 +12,10 @@ import torch
 from controllers.microopt import bayesian, gradient, interior_point
 from controllers.microopt.problem import Problem, ProblemError, SliceDemand
 from controllers.microopt.registry import SOLVERS
-from controllers.microopt.slice_data import SliceModelError
+from controllers.microopt.slice_data import DELAY, SliceModelError
 from controllers.microopt.slice_model import SliceModel
-from controllers.microopt.traffic import Traffic, constant, normal
-from tests.controllers.microopt.models import small_model
+from controllers.microopt.traffic import Traffic, constant, normal, poisson
+from tests.controllers.microopt.models import delay_model, delay_rows, small_model
 
 CAPACITY = {"cpu_millicores": 1000.0, "bandwidth_mbps": 25.0}
 ETA = {"cpu_millicores": 1 / 1000, "bandwidth_mbps": 1 / 25}
@@ -148,6 +148,29 @@ def test_rivals_find_something_feasible_and_dearer(model: SliceModel, name: str)
     assert again.allocation == plus.allocation
 
 
+@pytest.mark.parametrize("name", ["atlas_plus", "cadrl_plus"])
+def test_problems_side_by_side_are_solved_as_alone(model: SliceModel, name: str) -> None:
+    stated = [
+        problem(model, normal(3, 0.5, low=1, high=5), 3, 0.2),
+        problem(model, constant(2), 4, 0.1),
+        problem(model, normal(2, 0.4, low=1, high=5), 4, 0.3),
+    ]
+    solve: Any = {
+        "atlas_plus": lambda problems, rngs: bayesian.atlas_plus_batch(
+            problems, rngs, bayesian.Options(rounds=4, parallel=4, pool=500, first_fit_steps=20, fit_steps=5)
+        ),
+        "cadrl_plus": lambda problems, rngs: interior_point.cadrl_plus_batch(
+            problems, rngs, interior_point.Options(iterations=8, batch=32, epochs=3)
+        ),
+    }[name]
+    together = solve(stated, [np.random.default_rng(seed) for seed in range(3)])
+    for seed, (one, found) in enumerate(zip(stated, together, strict=True)):
+        (alone,) = solve([one], [np.random.default_rng(seed)])
+        assert found.allocation == pytest.approx(alone.allocation, rel=1e-3)
+        assert found.solver == name
+        assert found.expected_beta == pytest.approx(sampled(one, found.allocation), abs=0.005)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -168,6 +191,36 @@ def test_bad_problems(model: SliceModel) -> None:
         Problem((demand,), {"cpu": 1.0})
     with pytest.raises(ProblemError, match="less than the least that the models know: bandwidth_mbps 5 of 4"):
         Problem((demand, demand), {"bandwidth_mbps": 4.0})
+
+
+def test_delay_is_degraded_above_its_threshold() -> None:
+    """E[beta] on the model against the share of measured delays above the threshold, cell by cell."""
+    model, data = delay_model(), delay_rows(repeat=400, seed=5)
+    for cpu, bw, users in ((250.0, 10.0, 2.0), (400.0, 5.0, 3.0), (1000.0, 25.0, 5.0)):
+        keep = (data.allocation == (cpu, bw)).all(1) & (data.traffic == users)
+        threshold = float(np.quantile(data.qos[DELAY][keep], 0.7))
+        stated = Problem((SliceDemand(model, constant(users), threshold, 0.3, qos=DELAY),), CAPACITY, ETA)
+        u = torch.tensor([[[cpu, bw]]]) / stated.scale
+        assert float(stated.expected_beta(u)[0, 0]) == pytest.approx(0.3, abs=0.12)
+        assert float(stated.sampled_beta(u, 50_000, rng())[0, 0]) == pytest.approx(
+            float(stated.expected_beta(u)[0, 0]), abs=0.01
+        )
+
+
+def test_less_delay_costs_more() -> None:
+    model = delay_model()
+    costs = []
+    for threshold in (0.05, 0.07, 0.1):
+        stated = Problem((SliceDemand(model, poisson(3, low=1, high=5), threshold, 0.1, qos=DELAY),), CAPACITY, ETA)
+        ours, best = SOLVERS["microopt"](stated, rng()), SOLVERS["grid"](stated, rng())
+        assert ours.feasible and best.cost - 1e-3 <= ours.cost <= best.cost * 1.01
+        assert sampled(stated, ours.allocation) <= 0.1
+        costs.append(ours.cost)
+    assert costs[0] > 1.1 * costs[1] > 1.2 * costs[2]
+    peak = SOLVERS["peak_alloc"](stated, rng())
+    assert peak.feasible and peak.cost > costs[-1]
+    impossible = Problem((SliceDemand(model, constant(3), 0.005, 0.1, qos=DELAY),), CAPACITY, ETA)
+    assert not SOLVERS["microopt"](impossible, rng()).feasible
 
 
 def test_extrapolation_is_marked(model: SliceModel) -> None:

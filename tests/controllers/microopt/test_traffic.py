@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from controllers.microopt.traffic import Traffic, TrafficError, constant, normal, parse_traffic, samples
+from controllers.microopt.traffic import Traffic, TrafficError, constant, normal, parse_traffic, poisson, samples
 from traces.microopt import truncated_normal
 
 
@@ -29,6 +29,14 @@ def test_thinning_keeps_the_mean() -> None:
 @pytest.mark.parametrize(("text", "mean"), [("constant:3", 3.0), ("normal:3:0.5", 3.0), ("normal:2:0", 2.0)])
 def test_spellings(text: str, mean: float) -> None:
     assert parse_traffic(text, low=1, high=5).mean == pytest.approx(mean, abs=1e-3)
+
+
+def test_poisson_counts_are_cut_off_to_what_the_data_has() -> None:
+    found = parse_traffic("poisson:3", low=1, high=4.99996)
+    assert found.values.tolist() == [1, 2, 3, 4, 4.99996]
+    assert found.weights == pytest.approx(np.array([3, 4.5, 4.5, 3.375, 2.025]) / 17.4)
+    with pytest.raises(TrafficError, match="needs a positive mean"):
+        poisson(0, low=1, high=5)
 
 
 def test_telecom_italia_peaks_at_the_most_users() -> None:

@@ -197,7 +197,7 @@ def test_bad_options(partition_host: None, tmp_path: Path, options: list[str], s
     [
         (["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"], "vmand needs root"),
         (["env", "PATH=/nonexistent"], "qemu-system-aarch64 not found; apt-get install"),
-        (["unshare", "-m", "sh", "-c", 'umount -R /sys/fs/cgroup; exec "$@"', "sh"], "control groups: none mounted"),
+        (["unshare", "-m", "sh", "-c", 'umount -l -R /sys/fs/cgroup; exec "$@"', "sh"], "control groups: none mounted"),
     ],
 )
 def test_hosts_and_users_that_cannot(

@@ -54,7 +54,11 @@ def test_the_period_of_a_guest_is_the_common_divisor_of_its_tasks(daemon: Daemon
     found = []
     with guest(daemon, load) as number, daemon.client() as client:
         info = client.call("info", {"id": number})
-        for target in (f"partition:{daemon.name}/{number}", f"vcpus:{info['qemu_pid']}", f"tid:{info['vcpu_threads'][0]}"):
+        for target in (
+            f"partition:{daemon.name}/{number}",
+            f"vcpus:{info['qemu_pid']}",
+            f"tid:{info['vcpu_threads'][0]}",
+        ):
             more = ["--bursts"] if target.startswith("tid:") else []
             done = twin(daemon, "period", target, *more, "--format", "json")
             assert done.returncode == 0, done.stderr
@@ -75,7 +79,7 @@ def test_the_budget_of_a_virtual_cpu_follows_its_guests_task(daemon: Daemon) -> 
         assert list(cycles[0]) == [
             *("time_s", "tid", "budget_s", "period_s", "used_s", "alpha", "delta_s", "response_s"),
         ]
-        # What 10 ms of work takes differs between hosts and with what runs beside; the budget is what it takes and a tenth.
+        # What 10 ms of work takes differs with what runs beside; the budget is what it takes and a tenth.
         late = cycles[-4:]
         if any(one["budget_s"] is None for one in late):
             pytest.skip("others hold the host's reservations")

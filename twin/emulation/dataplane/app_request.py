@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 from twin.emulation.dataplane import probe
@@ -71,16 +72,11 @@ class RequestApp:
             connection.sock.close()
 
     def _accept(self) -> None:
-        for _ in range(probe.BATCH):
-            try:
-                sock, _ = self._sock.accept()
-            except OSError:
-                return
+        for sock in accepted(self._sock):
             if len(self._connections) >= MAX_CONNECTIONS:
                 sock.close()
                 self._failures += 1
                 continue
-            sock.setblocking(False)
             connection = Connection(sock)
             self._connections[sock.fileno()] = connection
             self._loop.add_reader(sock.fileno(), lambda connection=connection: self._read(connection))  # type: ignore[misc]
@@ -237,6 +233,17 @@ def listen(bind: str, port: int) -> socket.socket:
         sock.close()
         raise ConfigError(f"TCP {bind}:{port}: {error.strerror or error}") from None
     return sock
+
+
+def accepted(listener: socket.socket) -> Iterator[socket.socket]:
+    """The clients that wait, as non-blocking sockets; not so many that other work would wait."""
+    for _ in range(probe.BATCH):
+        try:
+            sock, _ = listener.accept()
+        except OSError:
+            return
+        sock.setblocking(False)
+        yield sock
 
 
 if __name__ == "__main__":

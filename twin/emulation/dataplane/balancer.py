@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from twin.emulation.dataplane import probe
-from twin.emulation.dataplane.app_request import listen
+from twin.emulation.dataplane.app_request import accepted, listen
 from twin.emulation.dataplane.control import ControlServer, Refused, Reply, no_more
 from twin.emulation.dataplane.histogram import Histogram
 from twin.emulation.dataplane.loop import ConfigError, Loop, Timer, main, number, value
@@ -240,16 +240,11 @@ class Balancer:
             self._failures += 1
 
     def _accept(self) -> None:
-        for _ in range(probe.BATCH):
-            try:
-                sock, _ = self._sock.accept()
-            except OSError:
-                return
+        for sock in accepted(self._sock):
             if len(self._relays) >= MAX_CONNECTIONS:
                 sock.close()
                 self._failures += 1
                 continue
-            sock.setblocking(False)
             relay = Relay(self, sock)
             self._relays.add(relay)
             relay.start()

@@ -36,6 +36,8 @@ from twin.journal import Journal, start_ticks
 
 # Budgets that differ by less are the same: a call saved, and no other effect.
 _SAME = 0.005
+# Threads whose refusal is told: a program may have hundreds.
+_TOLD = 3
 # When an increase is not admitted, these parts of it are tried.
 _PARTS = (0.5, 0.25)
 
@@ -164,8 +166,7 @@ class Monitor:
                     reserve(tid, law.budget_s, period_s)
                     one.granted_s = law.budget_s
                 except NotAdmittedError as error:
-                    one.refused = str(error)
-                    self._tell(f"{error}; tried again in every cycle")
+                    self._say_once(one, str(error))
                 law.update(time.monotonic(), _executed_s(descriptor))
             except (DeadlineError, OSError) as error:
                 os.close(descriptor)
@@ -275,7 +276,11 @@ class Monitor:
 
     def _say_once(self, one: _Watched, text: str) -> None:
         if not one.refused:
-            self._tell(f"{text}; tried again in every cycle")
+            others = sum(bool(other.refused) for other in self._watched.values())
+            if others < _TOLD:
+                self._tell(f"{text}; tried again in every cycle")
+            elif others == _TOLD:
+                self._tell("more threads are refused, for reasons like these; they have no budget, or a smaller one")
         one.refused = text
 
     def _sample(self, one: _Watched) -> Sample:

@@ -88,10 +88,8 @@ def command(hardware: Hardware, place: Place) -> list[str]:
     """The QEMU command line; the processors do not run yet."""
     highmem = "off" if hardware.memory_mib <= _LARGE_MIB else "on"
     line = [PROGRAM, "-nodefaults", "-no-user-config", "-display", "none", "-S"]
-    line += [
-        "-name",
-        f"{place.folder.name},debug-threads=on",
-    ]  # so that its virtual CPUs can be told from its other threads
+    # So that its virtual CPUs can be told from its other threads.
+    line += ["-name", f"{place.folder.name},debug-threads=on"]
     line += ["-machine", f"virt,gic-version=2,highmem={highmem}", "-cpu", "cortex-a53"]
     line += ["-accel", "tcg,thread=multi,tb-size=32", "-smp", str(hardware.cores), "-m", f"{hardware.memory_mib}M"]
     line += ["-kernel", str(hardware.kernel), "-dtb", str(hardware.dtb), "-append", hardware.cmdline]

@@ -261,7 +261,8 @@ class Manager:
         """Replace ``state.json`` at once, without new blocks on disk unless it grows a lot.
 
         On a full disk what is given back must still be written down. So the old file becomes the next draft, and both
-        have room to spare. Not flushed to disk: it has to outlive the daemon, and nothing it describes outlives the host.
+        have room to spare. Not flushed to disk: it has to outlive the daemon, and nothing it describes outlives the
+        host.
         """
         state, draft, old = (self.folder / name for name in ("state.json", ".state.json", ".old.json"))
         room = -(-(len(data) + _SPARE_BYTES + _SPARE_BYTES_EACH * len(self.partitions)) // _BLOCK) * _BLOCK

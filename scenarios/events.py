@@ -18,7 +18,7 @@ from scenarios.source import Location, Source, dotted
 from topologies.model import App, Host, Partition, Switch, Topology, TopologyError, Ue
 from topologies.paths import parse_path, serving_gnb, slice_upf
 from twin.knobs import KNOBS, refusal
-from twin.partitions import unfit
+from twin.partitions import move_refusal, unfit
 from twin.types import Action
 
 _VERBS = {
@@ -177,6 +177,10 @@ class EventReader:
                     f"{action.knob} acts on tasks of containers and on partitions as a whole, got {action.entity} "
                     f"of a {node.kind}"
                 )
+        if action.knob == "placement":
+            target = str(action.value)
+            if (reason := move_refusal(self.topology, name, target, deployed=True)) is not None:
+                return f"{action.entity} placement: {reason}"
         if action.knob == "replicas":
             node = self.topology.node(name)
             if not (isinstance(node, App) and node.service == "request"):

@@ -349,6 +349,12 @@ MISTAKES = {
         "replicas",
         "events[0].value: replicas acts on applications with service request, got node:video",
     ),
+    "placement where no stream can run": (
+        "{at: 5s, slice: embb, demand_factor: 2, for: 5s}",
+        "{at: 5s, entity: 'node:video', knob: placement, value: upf1}",
+        "placement",
+        "events[0].value: node:video placement: must be its own name or a partition with vnf stream (video), got upf1",
+    ),
     "assertion on an unknown KPI": (
         "slice:embb throughput_dl_bps",
         "slice:embb throughput_dl",

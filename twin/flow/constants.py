@@ -47,8 +47,9 @@ SESSION_BYTES = 4096
 IDLE_CONTAINER_BYTES = 0.5e6
 
 # Partitions: emulated aarch64 guests (QEMU's TCG), measured by benchmarks/guest_constants.py and
-# benchmarks/partitions.py (boot) on two cores. Work declared for a guest is that of its own processor; a request
-# and a packet cost this much of the host's CPU time beside it, a part of which the answer waits for.
+# benchmarks/partitions.py (boot) on two cores that other programs used too: upper bounds. Work declared for a guest
+# is that of its own processor; a request and a packet cost this much of the host's CPU time beside it, a part of
+# which the answer waits for.
 GUEST_BOOT_S = 1.6
 GUEST_IDLE_CPUS = 0.008
 GUEST_REQUEST_CPU_S = 4.8e-3
@@ -56,4 +57,5 @@ GUEST_ANSWER_S = 0.8e-3
 GUEST_PACKET_NS = 400_000.0
 GUEST_BYTES = 157e6
 GUEST_OVERHEAD_MIB = 256  # what a partition's group may have beside the guest's memory
+GUEST_LATENCY_S = 0.006  # in which Linux's CFS lets two threads on one processor run in turn (sched_latency_ns)
 CGROUP_PERIOD_S = 0.020  # of the CPU quota of a control group of TwinBed's own

@@ -270,7 +270,7 @@ class Guests:
         if not guest.attacked:
             return whole
         if whole is None:
-            return Reservation(c.CGROUP_PERIOD_S / 2, c.CGROUP_PERIOD_S)
+            return Reservation(c.GUEST_LATENCY_S / 2, c.GUEST_LATENCY_S)
         return Reservation(whole.budget_s / 2, whole.period_s)
 
     @staticmethod

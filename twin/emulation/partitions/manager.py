@@ -235,6 +235,9 @@ class Manager:
                 # The daemon may have died between QEMU's answer and its own note of it.
                 partition.state = DEPLOYED if await machine.running() else SUSPENDED
                 self.adopted += 1
+                if partition.deployment and partition.deployment.get("stream"):
+                    machine.greeted = self._greeted
+                    self._greeted(machine)
                 return
             if machine is not None:
                 await machine.kill()

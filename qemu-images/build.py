@@ -28,7 +28,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from twin.emulation.images import ImageError, apt_sources
-from twin.emulation.partitions.images import MANIFEST, GuestImageError, image_folder, load
+from twin.emulation.partitions.images import MANIFEST, RUNTIME, GuestImageError, image_folder, load
 
 HERE = Path(__file__).resolve().parent
 ARCHITECTURE = "arm64"
@@ -167,7 +167,10 @@ def build(archive: Path, out: Path, facts: Mapping[str, object]) -> None:
         name: {"sha256": hashlib.sha256((out / name).read_bytes()).hexdigest(), "bytes": (out / name).stat().st_size}
         for name in ("kernel", "initramfs")
     }
-    manifest = {**facts, "architecture": ARCHITECTURE, "modules": [name for name, _ in modules], "files": files}
+    modules_loaded = [name for name, _ in modules]
+    manifest = {
+        **facts, "architecture": ARCHITECTURE, "runtime": RUNTIME, "modules": modules_loaded, "files": files,
+    }  # fmt: skip
     (out / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -128,6 +128,9 @@ def test_missing_or_damaged_image(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(GuestImageError, match="kernel has 4 bytes, not 6"):
         load(tmp_path)
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "files": {}}))
+    with pytest.raises(GuestImageError, match=r"its runtime is version 1, not \d; build it with: make images"):
+        load(tmp_path)
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(GuestImageError, match="again"):
         load(tmp_path)

@@ -12,6 +12,8 @@ from pathlib import Path
 from twin.journal import default_folder
 
 MANIFEST = "manifest.json"
+RUNTIME = 2
+"""Version of what vmand and the runtime of a guest say to each other; to be raised with ``qemu-images/runtime``."""
 
 
 class GuestImageError(Exception):
@@ -51,6 +53,10 @@ def load(folder: Path | None = None) -> GuestImage:
             size = (folder / name).stat().st_size
             if size != facts["bytes"]:
                 raise GuestImageError(f"guest image {folder}: {name} has {size} bytes, not {facts['bytes']}")
+        if (version := manifest.get("runtime", 1)) != RUNTIME:
+            raise GuestImageError(
+                f"guest image {folder}: its runtime is version {version}, not {RUNTIME}; build it with: make images"
+            )
         packages = tuple((one["name"], one["version"]) for one in manifest["packages"])
         return GuestImage(folder, manifest["recipe"], packages)
     except FileNotFoundError:

@@ -137,7 +137,7 @@ def _layout(title: str, x: str, y: str, **more: Any) -> dict[str, Any]:
         "paper_bgcolor": "#fff",
         "plot_bgcolor": "#fff",
         "margin": {"l": 56, "r": 12, "t": 42, "b": 48},
-        "legend": {"orientation": "h", "y": -0.22},
+        "legend": {"orientation": "h", "y": -0.29},
         "height": 400,
         **more,
     }
@@ -454,7 +454,9 @@ def _convergence(found: Comparison) -> dict[str, Any]:
         )
     return {
         "data": data,
-        "layout": _layout("Optimality ratio over time", "time, s", "optimum / cost", xaxis={"type": "log"}),
+        "layout": _layout(
+            "Optimality ratio over time", "time, s", "optimum / cost", xaxis={"type": "log", "dtick": "D2"}
+        ),
     }
 
 

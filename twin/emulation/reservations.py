@@ -143,7 +143,8 @@ class Reservations:
         """Reservations in force, CPU time used under them since the last call, periods found.
 
         ``time_s`` is when this should be, which is a bit earlier. Jobs come in whole numbers: where the time between
-        two calls should be a multiple of the period found, the CPU time is divided by whole periods.
+        two calls should be a multiple of the period found, the CPU time is divided by whole periods. It is left out
+        where less than half of that time has passed.
         """
         nominal_s, self._last_s = time_s - self._last_s, time_s
         rows: list[Kpi] = []
@@ -165,10 +166,14 @@ class Reservations:
                 attributes = get_attributes(thread.tid)
             except (ThreadEndedError, OSError):
                 continue
-            (then_s, before_s), thread.seen = thread.seen, (now_s, executed_s)
+            then_s, before_s = thread.seen
+            # After a late reading comes the next one at once: too short to tell, so the one after it takes both.
+            told = now_s - then_s >= nominal_s / 2
+            if told:
+                thread.seen = now_s, executed_s
             if attributes.policy == SCHED_DEADLINE:
                 held = attributes
-                if then_s and now_s > then_s:
+                if told and then_s:
                     period_s = holder.wakeup_period_s or attributes.period_ns / 1e9
                     elapsed_s = _whole(now_s - then_s, nominal_s, period_s)
                     shares.append((executed_s - before_s) / elapsed_s)

@@ -47,8 +47,9 @@ SESSION_BYTES = 4096
 IDLE_CONTAINER_BYTES = 0.5e6
 
 # Partitions: emulated aarch64 guests (QEMU's TCG), measured by benchmarks/guest_constants.py and
-# benchmarks/partitions.py (boot) on two cores. Work declared for a guest is that of its own processor; a request
-# and a packet cost this much of the host's CPU time beside it, a part of which the answer waits for.
+# benchmarks/partitions.py (boot) on two cores that other programs used too: upper bounds. Work declared for a guest
+# is that of its own processor; a request and a packet cost this much of the host's CPU time beside it, a part of
+# which the answer waits for.
 GUEST_BOOT_S = 1.6
 GUEST_IDLE_CPUS = 0.008
 GUEST_REQUEST_CPU_S = 4.8e-3

@@ -10,7 +10,16 @@ import pytest
 
 from benchmarks.deadline import aperiodic, found, releases, sets
 from twin.deadline.bursts import jobs
-from twin.deadline.periodicity import PeriodFinder, PeriodSettings, burst_gap_s, judge, merged, spectrum, threshold
+from twin.deadline.periodicity import (
+    PeriodFinder,
+    PeriodSettings,
+    burst_gap_s,
+    even_spectrum,
+    judge,
+    merged,
+    spectrum,
+    threshold,
+)
 
 
 def test_the_spectrum_is_the_magnitude_of_the_sum() -> None:
@@ -20,6 +29,14 @@ def test_the_spectrum_is_the_magnitude_of_the_sum() -> None:
     assert spectrum(times_s, frequencies) == pytest.approx(expected)
     # As printed in the deliverable every term is 1 and S(f) the same at all frequencies.
     assert len(set(np.round(expected, 6))) == 3
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 17, 1000])
+def test_the_spectrum_of_even_frequencies_is_the_same(count: int) -> None:
+    times_s = 1e5 + np.cumsum(np.random.default_rng(3).exponential(0.1, 40))
+    found = even_spectrum(times_s, 0.3, 0.05, count)
+    assert found == pytest.approx(spectrum(times_s, 0.3 + 0.05 * np.arange(count)), abs=1e-9)
+    assert even_spectrum([], 0.3, 0.05, count) == pytest.approx(np.zeros(count))
 
 
 def test_the_energy_of_a_periodic_task_is_at_the_multiples_of_its_frequency() -> None:

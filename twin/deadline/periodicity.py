@@ -98,6 +98,23 @@ def spectrum(times_s: Sequence[float] | Floats, frequencies_hz: Floats) -> Float
     return np.concatenate(parts) / len(turns) if parts else np.zeros(0)
 
 
+def even_spectrum(times_s: Sequence[float] | Floats, low_hz: float, step_hz: float, count: int) -> Floats:
+    """:func:`spectrum` at ``low_hz + k · step_hz``, k below ``count``: an array (count,), tens of times as fast.
+
+    exp(−i·2π·(f + (a·B + b)·s)·r) is the product of a factor of a and one of b: both for √count frequencies only,
+    and their sums over the times are one product of matrices.
+    """
+    times = np.asarray(times_s, dtype=np.float64)
+    if not len(times) or count < 1:
+        return np.zeros(max(0, count))
+    turns = -2j * np.pi * (times - times[0])
+    block = math.isqrt(count - 1) + 1
+    coarse = np.exp(np.outer(low_hz + np.arange(-(-count // block)) * (block * step_hz), turns))
+    fine = np.exp(np.outer(np.arange(block) * step_hz, turns))
+    heights: Floats = np.abs(coarse @ fine.T).ravel()[:count] / len(times)
+    return heights
+
+
 def threshold(samples: int, trials: float, false_rate: float) -> float:
     """The height that the highest of ``trials`` random spectra exceeds with probability ``false_rate``.
 
@@ -189,7 +206,8 @@ def _judge_points(points: Floats, settings: PeriodSettings, last: bool) -> tuple
     if length_s <= _MIN_TURNS * settings.min_period_s:
         return None, ()
     frequencies = grid(points, settings)
-    heights = spectrum(points, frequencies)
+    step_hz = 1 / (_OVERSAMPLING * length_s)
+    heights = even_spectrum(points, float(frequencies[0]), step_hz, len(frequencies))
     trials = (frequencies[-1] - frequencies[0]) * length_s
     limit = max(threshold(len(points), trials, settings.false_rate), settings.relative_height * heights.max())
     inner = heights[1:-1]
@@ -197,7 +215,7 @@ def _judge_points(points: Floats, settings: PeriodSettings, last: bool) -> tuple
     peaks: list[Peak] = []
     chosen: Peak | None = None
     for place in places:
-        peak = _refined(points, float(frequencies[place]), 1 / (_OVERSAMPLING * length_s))
+        peak = _refined(points, float(frequencies[place]), step_hz)
         if peak.height < limit:
             continue
         peaks.append(peak)

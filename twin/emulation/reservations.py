@@ -30,7 +30,7 @@ from twin.emulation.errors import EmulationError
 from twin.journal import Journal, start_ticks
 from twin.types import Kpi
 
-# A period once found is looked at again after this many of it: a spectrum of 100 wake-ups takes 30 ms.
+# A period once found is looked at again after this many of it: by then half of 100 wake-ups are new.
 _LOOK_AGAIN = 50
 _WHOLE = 0.005  # periods are found more exactly than that
 _TRIES, _MOMENT_S = 4, 1e-3

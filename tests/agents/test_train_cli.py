@@ -55,7 +55,7 @@ def test_leaves_a_checkpoint_a_curve_and_a_manifest(
     code, printed, progress = twin(capsys, "train", network, "--steps", "3000", "--out", str(out), "--format", "json")
     assert code == ExitCode.OK, progress
     assert not list(temporary.glob("SB3*"))
-    assert sorted(path.name for path in out.iterdir()) == ["curve.csv", "curve.html", "manifest.json", CHECKPOINT]
+    assert sorted(path.name for path in out.iterdir()) == [CHECKPOINT, "curve.csv", "curve.html", "manifest.json"]
     found = json.loads(printed)
     assert found["steps"] == 4096 and found["training_time_s"] > 0
     assert progress.count(" steps  reward ") == 2

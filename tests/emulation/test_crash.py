@@ -24,13 +24,7 @@ def containers(run_id: str) -> list[str]:
 def started(runs: Path, *, within_s: float = 20) -> tuple[subprocess.Popen[bytes], str]:
     """A quickstart that has at least one container, and its run id."""
     command = [str(TWIN), "run", "quickstart", "--fidelity", "emulation", "--duration", "60s", "--out", str(runs)]
-    engine = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        # Whoever starts the tests in the background of a shell hands down an ignored SIGINT.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    engine = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     deadline_s = time.monotonic() + within_s
     while time.monotonic() < deadline_s:
         for folder in runs.glob("*-quickstart-*"):

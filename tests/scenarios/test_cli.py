@@ -244,7 +244,7 @@ def test_an_unexpected_error_is_one_line_with_a_log_and_debug_shows_it(
 def test_without_emulation_the_fallback_runs_in_flow_and_says_what_is_missing(
     capsys: pytest.CaptureFixture[str], small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scenarios.registry.emulation_missing", lambda: ["docker (no socket): start dockerd"])
+    monkeypatch.setattr("scenarios.registry.emulation_missing", lambda _: ["docker (no socket): start dockerd"])
     runs = ("--out", str(tmp_path / "runs"))
     code, out, err = twin(capsys, "run", small, *runs)
     assert code == ExitCode.MISSING

@@ -27,6 +27,13 @@ def numbers(name: str, value: object, keys: tuple[str, ...], low: float, high: f
     return {key: number(f"{name}.{key}", item, low, high) for key, item in value.items()}
 
 
+def choice(name: str, value: object, allowed: tuple[str, ...]) -> str:
+    """One word out of ``allowed``."""
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+    return value
+
+
 def choices(name: str, value: object, allowed: tuple[str, ...]) -> tuple[str, ...]:
     """A list of different words out of ``allowed``, at least one."""
     listed = isinstance(value, list | tuple) and value and all(item in allowed for item in value)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from controllers.base import ControllerContext
-from controllers.params import choices, number, numbers
+from controllers.params import choice, number, numbers
 from topologies.model import Container, Partition
 from twin.deadline.budget_law import BudgetLaw, LawSettings
 from twin.types import Action, Observation
@@ -109,10 +109,10 @@ class SchedDeadline:
                     f"got {self._budget_s:g}"
                 )
         self._most = math.inf if max_bandwidth is None else number("max_bandwidth", max_bandwidth, 0.001, 1024)
-        (self._degrade,) = choices("degrade", [degrade], ("budget", "period"))
-        given = numbers("priorities", _unscoped(priorities), tuple(names), -1e9, 1e9)
+        self._degrade = choice("degrade", degrade, ("budget", "period"))
+        given = numbers("priorities", _unscoped("priorities", priorities, names), tuple(names), -1e9, 1e9)
         if max_delta_s is None or isinstance(max_delta_s, Mapping):
-            self._bounds = numbers("max_delta_s", _unscoped(max_delta_s), tuple(names), 1e-3, 60)
+            self._bounds = numbers("max_delta_s", _unscoped("max_delta_s", max_delta_s, names), tuple(names), 1e-3, 60)
         else:
             self._bounds = dict.fromkeys(names, number("max_delta_s", max_delta_s, 1e-3, 60))
         critical = {node.name for node in context.topology.of_kind(Partition) if node.critical}
@@ -252,11 +252,12 @@ def _counts(context: ControllerContext) -> dict[str, int]:
     return {entity: known[entity] for entity in context.scope if entity in known}
 
 
-def _unscoped(given: object) -> object:
-    """The keys of a mapping without ``task:`` and ``node:``; anything else as it is."""
+def _unscoped(parameter: str, given: object, names: Mapping[str, str]) -> object:
+    """A mapping with names instead of whole entities (``task:edge.1``) as keys; anything else as it is."""
     if not isinstance(given, Mapping):
         return given
-    return {
-        key.partition(":")[2] if isinstance(key, str) and key.startswith(("task:", "node:")) else key: value
-        for key, value in given.items()
-    }
+    by_entity = {entity: name for name, entity in names.items()}
+    for entity, name in by_entity.items():
+        if entity in given and name in given:
+            raise ValueError(f"{parameter}: {name} is given twice, as {name} and {entity}")
+    return {by_entity.get(key, key): value for key, value in given.items()}

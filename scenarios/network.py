@@ -27,7 +27,6 @@ from scenarios.schema import (
     ScenarioFile,
     SliceEntry,
     SwitchNode,
-    TaskEntry,
     TrafficEntry,
     UeNode,
     UpfNode,
@@ -271,7 +270,9 @@ class NetworkReader:
             self._check_container(location, settings)
         try:
             if "tasks" in given:
-                given["tasks"] = self._tasks((*location, "tasks"), given["tasks"])
+                given["tasks"] = tuple(
+                    PeriodicTask(period_s=entry.period, work_s=entry.work) for entry in given["tasks"]
+                )
             self._keep_node(_KINDS[type(settings)](name=name, **given), location)
         except TopologyError as error:
             self._report_model(location, error, self.source_data(location))
@@ -289,15 +290,6 @@ class NetworkReader:
                 self.report((*location, "image", key), f"no such file: {path}")
             found[key] = str(path.absolute())
         return found
-
-    def _tasks(self, location: Location, entries: tuple[TaskEntry, ...]) -> tuple[PeriodicTask, ...]:
-        tasks = []
-        for number, entry in enumerate(entries):
-            try:
-                tasks.append(PeriodicTask(period_s=entry.period, work_s=entry.work))
-            except TopologyError as error:
-                self.report((*location, number, "period" if "period_s" in str(error) else "work"), str(error))
-        return tuple(tasks)
 
     def _check_container(self, location: Location, settings: NodeSettings) -> None:
         """Report limits that nothing would apply."""

@@ -53,6 +53,8 @@ class In:
 Bandwidth = Annotated[float, In(units.BANDWIDTH)]
 BitRate = Annotated[float, In(units.BIT_RATE)]
 Delay = Annotated[float, In(units.DELAY)]
+TaskPeriod = Annotated[float, In(units.TASK_PERIOD)]
+TaskWork = Annotated[float, In(units.TASK_WORK)]
 Duration = Annotated[float, In(units.DURATION)]
 PositiveDuration = Annotated[float, In(units.POSITIVE_DURATION)]
 RunDuration = Annotated[float, In(units.RUN_DURATION)]
@@ -180,8 +182,8 @@ class IabDonorSettings(NodeSettings):
 class TaskEntry(Strict):
     """A periodic task: a thread that releases a job in every period."""
 
-    period: Delay = Field(description="time between two jobs, 1ms to 10s")
-    work: Delay = Field(description="CPU time that a job takes on an undisturbed processor, e.g. 10ms")
+    period: TaskPeriod = Field(description="time between two jobs, 1ms to 10s")
+    work: TaskWork = Field(description="CPU time that a job takes on an undisturbed processor, e.g. 10ms")
 
 
 Tasks = Annotated[tuple[TaskEntry, ...], BeforeValidator(_read_list)]

@@ -115,6 +115,8 @@ class Quantity:
 BANDWIDTH = Quantity("bandwidth", _BITS, 1e6, "Mbit/s", _BITS_ALIASES, low=10_000)
 BIT_RATE = Quantity("bit rate", _BITS, None, "", _BITS_ALIASES)
 DELAY = Quantity("delay", _TIME, high=60)
+TASK_PERIOD = Quantity("period", _TIME, low=1e-3, high=10)
+TASK_WORK = Quantity("work", _TIME, high=10)
 DURATION = Quantity("duration", _TIME, 1.0, "seconds")
 POSITIVE_DURATION = Quantity("duration", _TIME, 1.0, "seconds", low=1e-3)
 # A run longer than a month, or a sample more often than every 10 ms, is a slip of the pen.

@@ -142,6 +142,7 @@ def test_a_killed_node_loses_reservations_and_backlog() -> None:
         assert do(on, "node:edge", "node_state", "up") == ""
         found = values(on.advance(7.0))
         assert "dl_budget_s" not in found
+        assert "has no period yet" in reserve_reason(on)  # the threads are new ones
         assert found["task_response_max_s"] == pytest.approx(0.02)
         assert reserve(on, 90_000) == ""  # what it had is free again
 

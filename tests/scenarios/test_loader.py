@@ -692,13 +692,13 @@ def test_tasks_of_a_container_are_entities(tmp_path: Path) -> None:
             "{period: 50ms, work: 2ms}",
             "{period: 50us, work: 2ms}",
             7,
-            "topology.nodes.edge.tasks[1].period: task: period_s must be in [0.001, 10], got 5e-05",
+            "topology.nodes.edge.tasks[1].period: got '50us', allowed at least 1ms and at most 10s",
         ),
         (
             "{period: 50ms, work: 2ms}",
             "{period: 50ms, work: 11s}",
             7,
-            "topology.nodes.edge.tasks[1].work: task: work_s must be in [0, 10], got 11",
+            "topology.nodes.edge.tasks[1].work: got '11s', allowed at least 0s and at most 10s",
         ),
         (
             "{period: 50ms, work: 2ms}",

@@ -82,7 +82,7 @@ class Tasks:
         for task in self._tasks.values():
             if task.node == node:
                 self._admission.release(task.entity)
-                task.reservation = None
+                task.period_us = task.reservation = None
                 task.served, task.finder = ReservedTask(task.task.period_s), PeriodFinder()
                 task.wakeup_period_s, task.unseen = None, 0
 

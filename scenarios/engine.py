@@ -213,6 +213,8 @@ class Episode:
         observed = session.advance(until_s)
         length_s, self.time_s = until_s - self.time_s, until_s
         self._done += 1
+        for entity, text in observed.faults:
+            self.add_event(entity, "fault", text)
         kpis = [kpi for kpi in observed.kpis if kpi.name not in _DERIVED]
         if not all(math.isfinite(kpi.value) for kpi in kpis):
             kpis = self._finite(kpis)

@@ -25,10 +25,14 @@ class Kpi:
 
 @dataclass(frozen=True)
 class Observation:
-    """All KPIs of one interval that ended at ``time_s``."""
+    """All KPIs of one interval that ended at ``time_s``.
+
+    ``faults``: what befell the network by itself in it (a guest ended): entity, and in words.
+    """
 
     time_s: float
     kpis: tuple[Kpi, ...]
+    faults: tuple[tuple[str, str], ...] = ()
 
     @cached_property
     def _index(self) -> dict[tuple[str, str], float]:

@@ -98,7 +98,7 @@ class FakeNetwork:
             Kpi(until_s, "slice:embb", "delay_dl_p95_s", 0.02),
             Kpi(until_s, "slice:embb", "cpu_limit_millicores", self.cpu_millicores),
         ]
-        return Observation(until_s, (*kpis, *self.owner.more_kpis(until_s)))
+        return Observation(until_s, (*kpis, *self.owner.more_kpis(until_s)), self.owner.faults(until_s))
 
     def close(self) -> None:
         self.closed += 1
@@ -122,6 +122,7 @@ class FakeBackend:
         self.probes: tuple[Probe, ...] = ()
         self.before_advance: Callable[[float], object] = lambda _: None
         self.more_kpis: Callable[[float], Sequence[Kpi]] = lambda _: ()
+        self.faults: Callable[[float], tuple[tuple[str, str], ...]] = lambda _: ()
         self.network: FakeNetwork | None = None
 
     def open(self, topology: Topology, load: Load, *, seed: int) -> FakeNetwork:
@@ -234,6 +235,20 @@ def test_a_controller_prepares_itself_before_the_clock_starts(execute: Any) -> N
     assert result.status == "VALID"
     assert reader.series("controller:c", "faults")[1].tolist() == [0.0] * 10
     assert reader.actions()[0].time_s == 1.0
+
+
+def test_what_befalls_the_network_is_recorded(execute: Any) -> None:
+    backend = FakeBackend()
+    backend.faults = lambda until_s: (("node:edge1", "partition edge1: QEMU ended"),) if until_s == 3 else ()
+    result, reader = execute(backend=backend)
+    assert result.status == "VALID"
+    (event,) = reader.events()
+    assert (event.time_s, event.source, event.kind, event.text) == (
+        3.0,
+        "node:edge1",
+        "fault",
+        "partition edge1: QEMU ended",
+    )
 
 
 @pytest.mark.parametrize(

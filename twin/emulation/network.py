@@ -632,6 +632,12 @@ class Network:
                     self.reservations.hold(f"node:{name}", vcpus, virtual_cpus=True)
                 self._vcpus[name] = vcpus
 
+    def guest_faults(self) -> Iterator[tuple[str, str]]:
+        """What befell partitions by itself since the last call: entity, and in words."""
+        if self.guests is not None:
+            for name, text in self.guests.faults():
+                yield f"node:{name}", text
+
     def _hold(self, spec: ProgramSpec) -> None:
         assert self.reservations is not None
         inner = [row["pid"] for row in self.client(spec.name).call("stats")["tasks"]]

@@ -196,7 +196,7 @@ class EmulationSession:
         )
         self._note_first_packet(readings)
         self._observed_s = until_s
-        return Observation(until_s, tuple(kpis))
+        return Observation(until_s, tuple(kpis), tuple(self._network.guest_faults()))
 
     def close(self) -> None:
         """Remove everything from the host; may be called twice."""

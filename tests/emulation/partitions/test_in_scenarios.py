@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -48,7 +50,7 @@ def test_the_walk_of_every_backend(tmp_path: Path) -> None:
     with EmulationBackend(run_id=run_id, folder=tmp_path).open(network(), load(), seed=1) as session:
         assert [probe for probe in session.probes if not probe.passed] == []
         assert any("robots-gnb1-upf-control" in probe.item for probe in session.probes)
-        walk(session, patience=40)
+        on = walk(session, patience=40)
         with Client(socket_path(run_id)) as client:
             listed = client.call("list")["partitions"]
         assert [(one["name"], one["state"], one["secure"]) for one in listed] == [
@@ -58,6 +60,12 @@ def test_the_walk_of_every_backend(tmp_path: Path) -> None:
         ]
         details = session.details
         assert set(details["partitions"]) == {"control", "vision", "plain"}  # type: ignore[call-overload]
+        after = on.step()
+        with Client(socket_path(run_id)) as client:
+            os.kill(client.call("info", {"id": 3})["qemu_pid"], signal.SIGKILL)
+        ended = on.until("the guest is missed", lambda seen: seen.value("node:plain", "partition_state") == 0)
+        assert ended.faults == (("node:plain", "partition plain: QEMU ended by SIGKILL: without a word"),)
+        assert (after.faults, on.step().faults) == ((), ())
     assert not socket_path(run_id).exists()
     assert guests_of(run_id) == []
 

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import subprocess
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -364,10 +365,10 @@ class Machine:
             self._pidfd = -1
 
     def _process_ended(self) -> None:
-        if self._process is not None:
-            self._process.poll()
+        status = None if self._process is None else self._process.poll()
+        by = f" by {signal.Signals(-status).name}" if status is not None and status < 0 else ""
         self._close_pidfd()
-        self._finish(f"QEMU ended: {self.last_words()}")
+        self._finish(f"QEMU ended{by}: {self.last_words()}")
 
     async def _follow_events(self) -> None:
         with self._qmp.listener(_EVENTS) as events:

@@ -94,7 +94,8 @@ def _explain(source: Source, detail: dict[str, Any]) -> tuple[Location, str]:
         return location, f"{detail['msg']}; got {', '.join(hints or map(str, keys)) or _shown(given)}"
     if kind == "literal_error":
         known = [word.strip("' ") for word in context["expected"].replace(" or ", ", ").split(",")]
-        return location, f"got {_shown(given)}, allowed {', '.join(known)}{nearest(str(given), known)}"
+        hint = nearest(given, known) if isinstance(given, str) else ""
+        return location, f"got {_shown(given)}, allowed {', '.join(known)}{hint}"
     if kind in _TYPES:
         return location, f"got {_shown(given)}, allowed {_TYPES[kind]}"
     return location, f"got {_shown(given)}, {detail['msg'][:1].lower()}{detail['msg'][1:]}"

@@ -153,8 +153,10 @@ class NetworkReader:
 
     def _edge_server(self) -> EdgeServer:
         entry = self.document.topology.edge
-        memory_mib = None if entry.memory is None else int(entry.memory)
-        given = {"cores": entry.cores, "memory_mib": memory_mib, "cpus": entry.cpus}
+        memory_mib = entry.memory
+        if memory_mib is not None and memory_mib.is_integer():
+            memory_mib = int(memory_mib)
+        given: dict[str, Any] = {"cores": entry.cores, "memory_mib": memory_mib, "cpus": entry.cpus}
         return EdgeServer(**{key: value for key, value in given.items() if value is not None})
 
     def report(self, location: Location, text: str) -> None:
@@ -265,6 +267,8 @@ class NetworkReader:
             if key in given:
                 given[argument] = given.pop(key)
         if isinstance(settings, PartitionNode):
+            if "cpu_ms_per_request" in given and settings.vnf != "request":
+                self.report((*location, "cpu_ms_per_request"), f"needs vnf: request, got {settings.vnf or 'none'}")
             given |= self._guest_files(location, given.pop("image", None))
         else:
             self._check_container(location, settings)
@@ -287,7 +291,8 @@ class NetworkReader:
                 continue
             path = Path(self.source.file).parent / name
             if not path.is_file():
-                self.report((*location, "image", key), f"no such file: {path}")
+                why = "not a file" if path.exists() else "no such file"
+                self.report((*location, "image", key), f"{why}: {path}")
             found[key] = str(path.absolute())
         return found
 

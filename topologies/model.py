@@ -43,6 +43,12 @@ def _check_range(where: str, quantity: str, value: float | None, low: float, hig
         raise TopologyError(f"{where}: {quantity} must be in [{low:g}, {top}, got {value:g}")
 
 
+def _check_whole_mib(where: str, memory_mib: float | None) -> None:
+    """The vManager assigns whole MiB: 1 GB would lose two thirds of one."""
+    if memory_mib is not None and memory_mib % 1:
+        raise TopologyError(f"{where}: memory_mib must be a whole number of MiB, got {memory_mib:g}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Node:
     """What every node has. ``image`` None means TwinBed's own base image; limits None mean unlimited."""
@@ -194,6 +200,7 @@ class EdgeServer:
     def __post_init__(self) -> None:
         _check_range("edge", "cores", self.cores, 1, 256)
         _check_range("edge", "memory_mib", self.memory_mib, 64, 1_048_576)
+        _check_whole_mib("edge", self.memory_mib)
         _check_range("edge", "cpus", self.cpus, 1, 1024)
 
 
@@ -232,6 +239,7 @@ class Partition(Node):
         super().__post_init__()
         where = f"partition {self.name}"
         _check_range(where, "memory_mib", self.memory_mib, 64, 65536)
+        _check_whole_mib(where, self.memory_mib)
         _check_range(where, "cores", self.cores, 1, 8)
         _check_range(where, "cpu_ms_per_request", self.cpu_ms_per_request, 0, 10_000)
         if self.vnf not in ("none", "stream", "request"):

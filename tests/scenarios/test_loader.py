@@ -789,6 +789,27 @@ def test_an_own_system_of_a_partition_lies_beside_the_file(tmp_path: Path) -> No
             "topology.nodes.edge2.image.kernel: no such file: vmlinux",
         ),
         (
+            "cores: 2, ",
+            "cores: 2, image: {kernel: /}, ",
+            "topology.nodes.edge2.image.kernel: not a file: /",
+        ),
+        (
+            "memory: 256MiB",
+            "memory: 256.5MiB",
+            "partition edge2: memory_mib must be a whole number of MiB, got 256.5",
+        ),
+        ("memory: 1GiB", "memory: 1GB", "edge: memory_mib must be a whole number of MiB, got 953.674"),
+        (
+            "cores: 2, ",
+            "cores: 2, cpu_ms_per_request: 3, ",
+            "topology.nodes.edge2.cpu_ms_per_request: needs vnf: request, got none",
+        ),
+        (
+            "vnf: request",
+            "vnf: [request]",
+            "topology.nodes.control.vnf: got a list, allowed none, stream, request",
+        ),
+        (
             "vnf: request",
             "vnf: stream",
             "traffic[1].rate: got '2/s', allowed a number with a unit: bps, kbps, Mbps, Gbps "

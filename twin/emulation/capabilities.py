@@ -10,6 +10,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -248,6 +249,8 @@ def _openvswitch() -> tuple[bool, str]:
         reason = (done.stderr.strip().splitlines() or [f"ovs-vsctl ended with {done.returncode}"])[-1]
         if "Permission denied" in reason:
             raise PermissionError(errno.EACCES, reason)
+        if done.returncode == -signal.SIGALRM:  # what it logs then is about signals
+            reason = "its database does not answer within 1 s"
         return False, reason
     version = done.stdout.split()[0].strip('"')
     # The database may answer while the switch itself is dead.

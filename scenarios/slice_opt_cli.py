@@ -171,8 +171,24 @@ def compare(
         return
     from scenarios.tables import print_rows
 
-    print_rows(methods_rows, methods_rows[0].keys())
+    for part in dict.fromkeys(row["traffic"] for row in methods_rows):
+        shown = [_compared(row) for row in methods_rows if row["traffic"] == part]
+        title = f"{part} traffic: means ± half of the 95 % interval over {seeds} seeds"
+        print_rows(shown, shown[0].keys(), title=title, whole=shown[0].keys())
     print(f"written: {out}")
+
+
+def _compared(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a comparison as the table shows it, within 100 columns; ``--format json`` has all digits."""
+    return {
+        "method": row["method"],
+        "cost": f"{row['mean_cost']:.4f} ± {row['interval_95']:.4f}",
+        "above grid": f"{row['above_grid_percent']:.2f} %",
+        "microopt saves": f"{row['microopt_saves_percent']:.2f} ± {row['saves_interval_95']:.2f} %",
+        "beta": f"{row['mean_beta']:.3f}",
+        "feasible": f"{row['feasible_percent']:.0f} %",
+        "time s": row["mean_time_s"],
+    }
 
 
 def _tell(done: int, of: int) -> None:

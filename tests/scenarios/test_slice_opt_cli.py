@@ -168,6 +168,12 @@ def test_a_comparison_goes_on_where_it_was_cut_off(
         for part in ("constant", "changing")
         for method, seed in (("grid", 0), ("microopt", 0), ("microopt", 1), ("microopt", 2))
     )
+    # All solved by now: as a table, a line of 100 columns for each method.
+    code, out, err = twin(capsys, *[one for one in given if one not in ("--format", "json")], "3")
+    assert code == ExitCode.OK, err
+    table = [line for line in out.splitlines() if line.startswith("│")]
+    assert [line.split()[1] for line in table] == ["microopt", "grid"] * 2
+    assert all(len(line) <= 100 and line.count("±") == 2 for line in table)
     again = {(row["part"], row["method"], row["seed"]): row["cost"] for row in found}
     torn = json.loads(first[-1])
     assert again[torn["part"], torn["method"], torn["seed"]] == torn["cost"]

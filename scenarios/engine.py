@@ -268,8 +268,10 @@ class Episode:
         session, self._session = self._session, None
         try:
             if session is not None:
-                self._take_details(session)
-                session.close()
+                try:
+                    self._take_details(session)
+                finally:  # a full disk, too, must leave nothing on the host
+                    session.close()
         except Exception as error:
             self.fail(f"closing the network: {_why(error)}")
             raise

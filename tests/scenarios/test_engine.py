@@ -418,6 +418,23 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_written(tmp_path: Path) ->
         assert 2 < times.size < 100 and times.tolist() == [float(k + 1) for k in range(times.size)]
 
 
+def test_a_disk_that_is_full_at_the_end_leaves_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = FakeBackend(deterministic=False)
+    store = RunStore.create(tmp_path, "full")
+    take = store.update_manifest
+
+    def full(**entries: object) -> None:
+        if "backend_details" in entries and backend.network is not None and backend.network.time_s:
+            raise StoreFull("no space left")
+        take(**entries)
+
+    monkeypatch.setattr(store, "update_manifest", full)
+    monkeypatch.setattr(FakeNetwork, "details", {"images": {}}, raising=False)
+    result = run(scenario(), backend, (), store)
+    assert (result.status, result.reason) == ("FAILED", "closing the network: no space left")
+    assert backend.network is not None and backend.network.closed
+
+
 def test_values_that_are_not_finite_are_left_out_and_said_so(execute: Any) -> None:
     backend = FakeBackend()
     backend.more_kpis = lambda until_s: [Kpi(until_s, "slice:embb", "jitter_dl_s", float("nan"))]

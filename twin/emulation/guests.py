@@ -70,6 +70,7 @@ class Guests:
         }
         self._vcpus: dict[str, tuple[int | None, tuple[int, ...]]] = {}
         self._notes: dict[str, str | None] = dict.fromkeys(self.partitions)
+        self._stale: set[str] = set()
 
     # --- life ----------------------------------------------------------------------------------------
 
@@ -115,6 +116,7 @@ class Guests:
     def _deploy(self, name: str) -> Future[dict[str, Any]]:
         node = self.partitions[name]
         load_text = self._load(name)
+        self._stale.discard(name)
         return self._edge.submit(
             "deploy",
             id=self.managed(name).id,
@@ -153,6 +155,9 @@ class Guests:
             return
         command = {"ready": "shutdown", "suspended": "suspend", "deployed": "restore"}[wanted]
         self._call(name, command)
+        if command == "restore" and name in self._stale:
+            self._call(name, "configure", load=self._load(name))
+            self._stale.discard(name)
 
     def _boot(self, name: str) -> None:
         """Deploy; in force when the processors run. The guest answers when it has booted."""
@@ -192,9 +197,13 @@ class Guests:
         """Work of a job of one task; all tasks of the guest begin anew."""
         name, _, number = task.rpartition(".")
         works = self._work_us[name]
+        period_us = round(self.partitions[name].tasks[int(number) - 1].period_s * 1e6)
+        if work_us > period_us:
+            raise EmulationError(f"must be at most the period in a guest, {period_us}, got {work_us:g}")
         before, works[int(number) - 1] = works[int(number) - 1], round(work_us)
         if self.managed(name).state != DEPLOYED:
-            return  # with the next deployment
+            self._stale.add(name)  # told when it is restored; a deployment has it anyway
+            return
         try:
             self._call(name, "configure", load=self._load(name))
         except EmulationError:

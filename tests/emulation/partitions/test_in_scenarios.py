@@ -60,6 +60,11 @@ def test_the_walk_of_every_backend(tmp_path: Path) -> None:
         ]
         details = session.details
         assert set(details["partitions"]) == {"control", "vision", "plain"}  # type: ignore[call-overload]
+        on.do("node:vision", "partition_state", "suspended")
+        assert "at most the period" in on.refused("task:vision.1", "task_work_us", 50_000)
+        on.do("task:vision.1", "task_work_us", 20_000)
+        on.do("node:vision", "partition_state", "deployed")
+        on.until("its jobs are longer", lambda seen: seen.get("task:vision.1", "task_response_p50_s", 0) > 0.015)
         after = on.step()
         with Client(socket_path(run_id)) as client:
             os.kill(client.call("info", {"id": 3})["qemu_pid"], signal.SIGKILL)

@@ -28,8 +28,8 @@ from twin.emulation.partitions.edge import Edge
 from twin.emulation.partitions.images import GuestImageError, load
 from twin.emulation.partitions.isolation import RESERVED_PERIOD_US, RESERVED_RUNTIME_US, Reservation
 from twin.emulation.partitions.machine import PROGRAM
-from twin.emulation.partitions.manager import DEPLOYED, READY, EdgeServer
-from twin.emulation.partitions.manager import Partition as Managed
+from twin.emulation.partitions.partition import DEPLOYED, READY, EdgeServer
+from twin.emulation.partitions.partition import Partition as Managed
 from twin.emulation.partitions.protocol import MOST_ATTACK_S, RequestError
 from twin.emulation.plan import Plan
 from twin.journal import Journal
@@ -141,7 +141,7 @@ class Guests:
     def managed(self, name: str) -> Managed:
         """What the vManager knows of a partition."""
         try:
-            return self._edge.manager.named(name)
+            return self._edge.manager.registry.named(name)
         except KeyError:
             raise EmulationError(f"partition {name} was destroyed by somebody else") from None
 
@@ -296,7 +296,7 @@ class Guests:
             "guest_image": self.recipe,
             "partitions": {
                 one.name: {"isolation": one.isolation, "state": one.state, "note": one.note}
-                for one in self._edge.manager.partitions.values()
+                for one in self._edge.manager.registry.partitions.values()
             },
         }
 

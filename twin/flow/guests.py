@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 
 from topologies.model import Partition, PeriodicTask, Topology
 from twin.deadline.admission import Admission
-from twin.deadline.periodicity import PeriodFinder
 from twin.deadline.reservation import Reservation, asked_for
 from twin.deadline.served import Served
 from twin.flow import constants as c
 from twin.flow.tasks import response_values
+from twin.flow.wakeups import Wakeups
 from twin.kpis import PARTITION_STATES
 from twin.partitions import DEPLOYED, READY, SUSPENDED, transition
 from twin.types import Kpi
@@ -30,7 +30,6 @@ from twin.types import Kpi
 CRITICAL = Reservation(0.008, 0.010)
 """Of each vCPU of a critical partition, as the vManager reserves it; it may use what others leave, too."""
 _ROUNDING_S = 1e-12
-_LOOK_AGAIN = 50  # as for tasks of containers
 
 
 class GuestServer:
@@ -117,9 +116,8 @@ class _Guest:
     """What a knob asked for: of every vCPU, also of the next guest."""
     held: Reservation | None = None
     """What is in force."""
-    finder: PeriodFinder = field(default_factory=PeriodFinder)
-    wakeup_period_s: float | None = None
-    unseen: int = 0
+    wakeups: Wakeups = field(default_factory=Wakeups)
+    """Of a single vCPU; of several, no thread has all of them."""
     attacked: bool = False
 
     @property
@@ -212,8 +210,7 @@ class Guests:
 
     def _deploy(self, guest: _Guest, ready_s: float) -> None:
         guest.state, guest.ready_s = DEPLOYED, ready_s
-        guest.server, guest.finder = GuestServer(guest.node.tasks, guest.node.cores), PeriodFinder()
-        guest.wakeup_period_s, guest.unseen = None, 0
+        guest.server, guest.wakeups = GuestServer(guest.node.tasks, guest.node.cores), Wakeups()
         wanted = CRITICAL if guest.node.critical else guest.reservation
         if wanted is None:
             return
@@ -301,20 +298,10 @@ class Guests:
                 if guest.attacked:
                     whole = self._whole(guest)
                     used_s[name] = running_s * guest.node.cores * (1.0 if whole is None else whole.alpha)
-                self._look(guest, found)
+                if guest.node.cores == 1 and found:
+                    guest.wakeups.add(found[0].awake_s)
             rows += self._kpis(guest, found, time_s, time_s - from_s)
         return rows, used_s
-
-    @staticmethod
-    def _look(guest: _Guest, found: Sequence[Served]) -> None:
-        """The wake-ups of a single vCPU; of several, no thread has all of them."""
-        if guest.node.cores > 1 or not found:
-            return
-        for woke_s, busy_s in found[0].awake_s:
-            guest.finder.add(woke_s, busy_s)
-        guest.unseen += len(found[0].awake_s)
-        if guest.unseen >= _LOOK_AGAIN or not guest.finder.final:
-            guest.wakeup_period_s, guest.unseen = guest.finder.verdict().period_s, 0
 
     def _kpis(self, guest: _Guest, found: Iterable[Served], time_s: float, span_s: float) -> Iterator[Kpi]:
         for number, (task, served) in enumerate(zip(guest.node.tasks, found, strict=True), start=1):
@@ -322,8 +309,8 @@ class Guests:
             yield Kpi(time_s, entity, "jobs_per_s", len(served.responses_s) / span_s)
             for name, value in response_values(served.responses_s, task.period_s):
                 yield Kpi(time_s, entity, name, value)
-        if guest.wakeup_period_s is not None:
-            yield Kpi(time_s, guest.entity, "wakeup_period_s", guest.wakeup_period_s)
+        if guest.wakeups.period_s is not None:
+            yield Kpi(time_s, guest.entity, "wakeup_period_s", guest.wakeups.period_s)
         if guest.held is not None:
             for name, value in (
                 ("dl_budget_s", guest.held.budget_s),

@@ -15,14 +15,12 @@ import numpy as np
 
 from topologies.model import Container, PeriodicTask, Topology
 from twin.deadline.admission import Admission
-from twin.deadline.periodicity import PeriodFinder
 from twin.deadline.reservation import Reservation, asked_for
 from twin.deadline.served import ReservedTask, Served
+from twin.flow.wakeups import Wakeups
 from twin.types import Kpi
 
 CFS_PERIOD_S = 0.1
-# A period once found is looked at again after this many: a spectrum of 100 wake-ups takes 30 ms.
-_LOOK_AGAIN = 50
 
 
 @dataclass
@@ -32,11 +30,9 @@ class _Task:
     task: PeriodicTask
     work_s: float
     served: ReservedTask
-    finder: PeriodFinder = field(default_factory=PeriodFinder)
+    wakeups: Wakeups = field(default_factory=Wakeups)
     period_us: float | None = None
     reservation: Reservation | None = None
-    wakeup_period_s: float | None = None
-    unseen: int = 0
 
 
 class Tasks:
@@ -83,8 +79,7 @@ class Tasks:
             if task.node == node:
                 self._admission.release(task.entity)
                 task.period_us = task.reservation = None
-                task.served, task.finder = ReservedTask(task.task.period_s), PeriodFinder()
-                task.wakeup_period_s, task.unseen = None, 0
+                task.served, task.wakeups = ReservedTask(task.task.period_s), Wakeups()
 
     # ---- time
 
@@ -107,18 +102,9 @@ class Tasks:
             server = task.reservation or _quota(millicores[task.node], ordinary.get(task.node, 1))
             found = task.served.step(span_s, server, task.work_s)
             used_s[task.node] = used_s.get(task.node, 0.0) + found.used_s
-            self._look(task, found)
+            task.wakeups.add(found.awake_s)
             rows.extend(Kpi(time_s, task.entity, name, value) for name, value in _values(task, found, span_s))
         return rows, used_s
-
-    @staticmethod
-    def _look(task: _Task, found: Served) -> None:
-        for woke_s, busy_s in found.awake_s:
-            task.finder.add(woke_s, busy_s)
-        task.unseen += len(found.awake_s)
-        if task.unseen >= _LOOK_AGAIN or not task.finder.final:
-            task.wakeup_period_s = task.finder.verdict().period_s
-            task.unseen = 0
 
 
 def _quota(millicores: float | None, tasks: int) -> Reservation | None:
@@ -131,8 +117,8 @@ def _quota(millicores: float | None, tasks: int) -> Reservation | None:
 def _values(task: _Task, found: Served, span_s: float) -> Iterator[tuple[str, float]]:
     yield "jobs_per_s", len(found.responses_s) / span_s
     yield from response_values(found.responses_s, task.task.period_s)
-    if task.wakeup_period_s is not None:
-        yield "wakeup_period_s", task.wakeup_period_s
+    if task.wakeups.period_s is not None:
+        yield "wakeup_period_s", task.wakeups.period_s
     held = task.reservation
     if held is not None:
         yield "dl_budget_s", held.budget_s

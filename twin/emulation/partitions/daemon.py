@@ -27,7 +27,8 @@ from twin.emulation.partitions import isolation
 from twin.emulation.partitions.client import DEFAULT_NAME, socket_path, state_folder
 from twin.emulation.partitions.libvirt import Libvirt
 from twin.emulation.partitions.machine import PROGRAM
-from twin.emulation.partitions.manager import EdgeServer, Manager
+from twin.emulation.partitions.manager import Manager
+from twin.emulation.partitions.partition import EdgeServer
 from twin.emulation.partitions.protocol import MAX_LINE_BYTES, RequestError, failure, parse, success
 from twin.journal import RUN_ID, SUFFIX, Journal, JournalError, default_folder, read
 
@@ -57,7 +58,7 @@ async def serve(server: EdgeServer, socket: Path, ready: asyncio.Future[Manager]
         socket.chmod(0o600)
     except (RequestError, CgroupError, JournalError, OSError) as error:
         # What is there already, guests of an earlier daemon perhaps, stays in the journal for twin gc.
-        manager.journal.close()
+        manager.registry.journal.close()
         raise StartError(error) from None
     ending = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -72,7 +73,7 @@ async def serve(server: EdgeServer, socket: Path, ready: asyncio.Future[Manager]
 
 async def _follow(manager: Manager) -> None:
     """Look from time to time at what virsh does, also while nobody asks us."""
-    while manager.libvirt is not None:
+    while manager.registry.libvirt is not None:
         await asyncio.sleep(_FOLLOW_S)
         with suppress(RequestError, CgroupError, OSError):  # the next request says it to somebody
             await manager.follow_libvirt()

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 from twin.emulation.partitions.client import state_folder
 from twin.emulation.partitions.daemon import MAX_CLIENTS, Connections
-from twin.emulation.partitions.manager import EdgeServer, Manager
+from twin.emulation.partitions.manager import Manager
+from twin.emulation.partitions.partition import EdgeServer
 from twin.emulation.partitions.protocol import validated
 from twin.journal import Journal
 

@@ -148,12 +148,17 @@ def _read(reader: Any) -> Any:
     return pickle.loads(body)
 
 
+def end_with_parent(parent_pid: int) -> None:
+    """Have the kernel end this process when the process that started it ends, however that comes about."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:  # it ended before
+        os._exit(1)
+
+
 def main(argv: Sequence[str]) -> int:
     """Serve the socket whose file descriptor is the first argument; the second is the engine's pid."""
     # A controller that spins does not notice that the engine was killed.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(argv[1]):
-        return 1
+    end_with_parent(int(argv[1]))
     with socket.socket(fileno=int(argv[0])) as channel:
         serve(channel)
     return 0

@@ -16,6 +16,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -27,12 +28,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from scipy import stats
 
 from controllers.microopt.problem import Problem, ProblemError, SliceDemand, Solution
 from controllers.microopt.registry import BATCHED, SOLVERS
 from controllers.microopt.slice_model import load
 from controllers.microopt.traffic import Traffic, constant, from_slice_traffic, parse_traffic
+from controllers.worker import end_with_parent
 from traces import synthesis
 from traces.microopt import distributions, week_sigmas
 from twin.streams import named_stream
@@ -94,6 +97,7 @@ class Row:
         return self.part, self.traffic, self.q_thresh, self.beta_thresh, self.method, self.seed
 
 
+_ROW = TypeAdapter(Row)
 Key = tuple[str, str, float, float, str, int]
 
 
@@ -221,9 +225,10 @@ class RowStore:
                 )
         for number, line in enumerate(lines[1:], 2):
             try:
-                fields = json.loads(line)
-                row = Row(**(fields | {"trace": tuple(tuple(step) for step in fields["trace"])}))
-            except (ValueError, TypeError, KeyError):
+                row = _ROW.validate_json(line, strict=True)
+                if not math.isfinite(row.cost + row.expected_beta + sum(row.allocation.values())):
+                    raise ValueError
+            except ValueError:
                 raise ProblemError(f"{self.path}:{number}: not a row of a comparison; remove the line") from None
             self.rows[row.key] = row
         if len(whole) < len(text):
@@ -232,8 +237,11 @@ class RowStore:
 
     def add(self, rows: Sequence[Row]) -> None:
         self.rows.update((row.key, row) for row in rows)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+        except OSError as error:
+            raise ProblemError(f"{self.path}: rows cannot be kept there: {error.strerror}") from None
 
 
 def carry_out(
@@ -311,7 +319,8 @@ def _solved(plan: Plan, cases: list[_Case], jobs: int) -> Iterator[list[Row]]:
         _start(plan)
         yield from map(_solve, tasks)
         return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_start, initargs=(plan,)) as pool:
+    spawn, ours = get_context("spawn"), os.getpid()
+    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_start_worker, initargs=(plan, ours)) as pool:
         waiting = [pool.submit(_solve, task) for task in tasks]
         try:
             for done in as_completed(waiting):
@@ -329,6 +338,11 @@ def _order(method: str) -> tuple[int, str]:
 
 _plan: Plan | None = None
 _model: Any = None
+
+
+def _start_worker(plan: Plan, parent_pid: int) -> None:
+    end_with_parent(parent_pid)
+    _start(plan)
 
 
 def _start(plan: Plan) -> None:

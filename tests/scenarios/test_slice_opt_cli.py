@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,11 @@ def test_a_comparison_goes_on_where_it_was_cut_off(
     again = {(row["part"], row["method"], row["seed"]): row["cost"] for row in found}
     torn = json.loads(first[-1])
     assert again[torn["part"], torn["method"], torn["seed"]] == torn["cost"]
+    for name, value in (("users", [2]), ("seed", "1"), ("cost", math.nan), ("allocation", None)):
+        rows.write_text("\n".join([head, json.dumps(found[0] | {name: value}), ""]))
+        code, _, err = twin(capsys, *given, "3")
+        assert code == ExitCode.USAGE
+        assert f"{rows}:2: not a row of a comparison; remove the line" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,8 @@ class SchedDeadline:
             one.law.update(one.clock_s, one.executed_s)
             one.wanted = one.law.budget_s / period_s
             return
+        # The same period, told better than at first: what the law knows of the thread still holds.
+        one.law.period_s = period_s
         if one.period_s == 0:
             return  # nothing was used under a reservation that was refused
         # The law judges by what the thread could use, not by what was asked for it.

@@ -74,6 +74,18 @@ def test_the_period_comes_from_the_wake_ups_and_the_budget_from_the_use() -> Non
     assert not played.refused
 
 
+def test_a_period_told_better_later_is_taken() -> None:
+    controller, entity = SchedDeadline(context(topology(0.01, period_s=0.05))), "task:edge.1"
+
+    def periods_us(time_s: float, **kpis: float) -> list[object]:
+        controller.observe(Observation(time_s, tuple(Kpi(time_s, entity, name, value) for name, value in kpis.items())))
+        return [action.value for action in controller.act() if action.knob == "dl_period_us"]
+
+    assert periods_us(0.5, wakeup_period_s=0.0509) == [50_900]
+    held = {"dl_period_s": 0.0509, "dl_budget_s": 0.002, "dl_used_s": 0.002}
+    assert periods_us(1.0, wakeup_period_s=0.05, **held) == [50_000]
+
+
 def test_nothing_is_reserved_before_a_period_is_known() -> None:
     played = Played(topology(0.01))
     assert alphas(played.until(0.5), 1) == [0.0]

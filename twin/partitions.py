@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from topologies.model import App, Node, Partition, Topology
+from topologies.model import App, Node, Partition, Topology, Ue, Upf
+from topologies.paths import candidate_paths
 from twin.types import Action
 
 READY, DEPLOYED, SUSPENDED = "ready", "deployed", "suspended"
@@ -44,9 +45,13 @@ def move_refusal(topology: Topology, app: str, target: str, *, deployed: bool) -
     able = [one.name for one in topology.of_kind(Partition) if one.vnf == "stream"]
     if target not in (app, *able):
         return f"must be its own name or a partition with vnf stream ({', '.join([app, *able])}), got {target}"
-    if target != app and not deployed:
-        return f"partition {target} is not deployed"
-    return None
+    if target == app:
+        return None
+    slices = {ue.slice for ue in topology.of_kind(Ue)}
+    for upf in (one.name for one in topology.of_kind(Upf) if one.slice in slices):
+        if candidate_paths(topology, upf, app, 1) and not candidate_paths(topology, upf, target, 1):
+            return f"no path from {upf}, the UPF of its users, to partition {target}"
+    return None if deployed else f"partition {target} is not deployed"
 
 
 def need_empty(partition: str, placement: Mapping[str, str]) -> str | None:

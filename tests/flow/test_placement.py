@@ -11,6 +11,7 @@ from topologies.model import Partition, PeriodicTask, Topology
 from twin.backend import Session
 from twin.flow import FlowBackend
 from twin.flow.session import FlowSession
+from twin.partitions import move_refusal
 from twin.types import Action
 
 RATE_BPS = 1.2e6
@@ -75,7 +76,19 @@ def test_what_is_refused_changes_nothing() -> None:
         assert reason(session, "node:video", "placement", "video") == ""
         assert reason(session, "node:edge1", "partition_state", "ready") == ""
         assert "is not deployed" in reason(session, "node:video", "placement", "edge1")
+        assert session.advance(2.0).value("slice:embb", "throughput_dl_bps") > 0
         assert "is READY; only a DEPLOYED one" in reason(session, "node:edge1", "attack", "cpu")
+
+
+def test_a_partition_that_the_users_cannot_reach_is_refused() -> None:
+    base = network(2)
+    apart = replace(base, nodes=(*base.nodes, Partition(name="edge2", vnf="stream")))
+    assert move_refusal(apart, "video", "edge1", deployed=True) is None
+    with FlowBackend().open(apart, watching(2, RATE_BPS), seed=1) as session:
+        said = reason(session, "node:video", "placement", "edge2")
+        assert said == "node:video placement: no path from upf, the UPF of its users, to partition edge2"
+        session.advance(1.0)
+        assert session.advance(2.0).value("slice:embb", "throughput_dl_bps") == pytest.approx(2 * RATE_BPS, rel=0.01)
 
 
 def test_an_attack_takes_half_of_its_guest_and_ends() -> None:

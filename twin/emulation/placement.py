@@ -167,11 +167,6 @@ class Placement:
         there = guests is not None and target in guests.partitions and guests.is_deployed(target)
         if (reason := move_refusal(self._plan.topology, app, target, deployed=there)) is not None:
             raise EmulationError(reason)
-        for upf in self._upfs(app).values() if target != app else ():
-            try:
-                self._plan.pair(upf, target)
-            except KeyError:
-                raise EmulationError(f"no path from {upf} to {target}") from None
 
     def _upfs(self, app: str) -> dict[str, str]:
         """Slice -> UPF, of the slices whose UEs can reach an application."""

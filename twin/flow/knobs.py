@@ -96,15 +96,9 @@ def _node(network: Network, name: str, action: Action) -> str | None:
             there = target in network.guests and network.guests.deployed(target)
             if (refused := move_refusal(network.topology, name, target, deployed=there)) is not None:
                 return f"{action.entity} placement: {refused}"
-            before, network.placement = network.placement, {**network.placement, name: target}
+            network.placement = {**network.placement, name: target}
             if target == name:
                 del network.placement[name]
-            try:
-                for lane in network.lanes:
-                    network.n6(lane)
-            except TopologyError as error:
-                network.placement = before
-                return f"{action.entity} placement: {error}"
         case "replicas":
             if not isinstance(node, App) or node.service != "request":
                 return f"{action.entity} replicas needs an application of service request, got {_what(node)}"

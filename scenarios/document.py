@@ -96,6 +96,8 @@ def _explain(source: Source, detail: dict[str, Any]) -> tuple[Location, str]:
         known = [word.strip("' ") for word in context["expected"].replace(" or ", ", ").split(",")]
         hint = nearest(given, known) if isinstance(given, str) else ""
         return location, f"got {_shown(given)}, allowed {', '.join(known)}{hint}"
+    if kind == "knob_value":
+        return location, f"got {_shown(given)}, allowed {context['allowed']}"
     if kind in _TYPES:
         return location, f"got {_shown(given)}, allowed {_TYPES[kind]}"
     return location, f"got {_shown(given)}, {detail['msg'][:1].lower()}{detail['msg'][1:]}"

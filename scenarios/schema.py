@@ -19,14 +19,17 @@ from pydantic import (
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     Tag,
+    ValidationInfo,
     WithJsonSchema,
+    field_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from scenarios import units
 from scenarios.units import Quantity
 from topologies.model import NAME_PATTERN
+from twin.knobs import KNOBS
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ Loss = Annotated[float, In(units.LOSS)]
 Ratio = Annotated[float, In(units.RATIO)]
 Cpu = Annotated[float, In(units.CPU)]
 Memory = Annotated[float, In(units.MEMORY)]
+PartitionMemory = Annotated[float, In(units.PARTITION_MEMORY)]
+EdgeMemory = Annotated[float, In(units.EDGE_MEMORY)]
 
 _NAME_SCHEMA = {"type": "string", "pattern": f"^{NAME_PATTERN.pattern}$"}
 
@@ -214,7 +219,7 @@ class PartitionNode(Strict):
 
     kind: Literal["partition"]
     cores: int | None = Field(default=None, description="processors, 1 to 8 (default 1)")
-    memory: Memory | None = Field(default=None, description="memory, 64MiB to 64GiB (default 128MiB)")
+    memory: PartitionMemory | None = Field(default=None, description="memory, 64MiB to 64GiB (default 128MiB)")
     memory_mib: float | None = Field(default=None, description="the same as a number of MiB")
     cpu: Cpu | None = Field(default=None, description="CPU limit, e.g. 500m; its cores when left out")
     cpu_millicores: float | None = Field(default=None, description="the same as a number of millicores")
@@ -330,7 +335,7 @@ class EdgeEntry(Strict):
     """The edge server: what all partitions together may have, and its processors."""
 
     cores: int | None = Field(default=None, description="processors in all (default 4)")
-    memory: Memory | None = Field(default=None, description="memory in all (default 2GiB)")
+    memory: EdgeMemory | None = Field(default=None, description="memory in all (default 2GiB)")
     cpus: int | None = Field(
         default=None,
         description="processors of the server, against which the flow fidelity admits reservations of CPU time "
@@ -684,6 +689,15 @@ class KnobEvent(TimedEntry):
     entity: str = Field(description="e.g. slice:embb, node:control, link:s1-s2, ue:phones.1, task:edge.1")
     knob: str = Field(description="name of the knob")
     value: float | int | str = Field(description="its new value, in the unit of the knob")
+
+    @field_validator("value", mode="before")
+    @classmethod
+    def _plain(cls, given: object, info: ValidationInfo) -> object:
+        """A list or a truth value is none of what this knob allows; numbers and text are compared with it later."""
+        knob = KNOBS.get(info.data.get("knob", ""))
+        if knob is not None and (isinstance(given, bool) or not isinstance(given, int | float | str)):
+            raise PydanticCustomError("knob_value", "{allowed}", {"allowed": knob.allowed})
+        return given
 
 
 def _event_form(given: object) -> str | None:

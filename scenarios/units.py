@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(\S*(?: \S+)*)\s*")
 
@@ -131,6 +131,8 @@ MEMORY = Quantity(
     aliases={"Ki": 1 / 1024, "Mi": 1.0, "Gi": 1024.0, "MB": 1e6 / 2**20, "GB": 1e9 / 2**20},
     low=8,
 )
+PARTITION_MEMORY = replace(MEMORY, low=64, high=65536)
+EDGE_MEMORY = replace(MEMORY, low=64, high=1_048_576)
 REQUEST_RATE = Quantity("request rate", {"/min": 1 / 60, "/s": 1.0})
 # What a KPI value may be written in, by the unit that the KPI registry gives.
 KPI_QUANTITIES: dict[str, Quantity] = {

@@ -236,9 +236,9 @@ class Partition(Node):
         return self.vnf
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         where = f"partition {self.name}"
-        _check_range(where, "memory_mib", self.memory_mib, 64, 65536)
+        _check_range(where, "memory_mib", self.memory_mib, 64, 65536)  # first: other nodes may have less
+        super().__post_init__()
         _check_whole_mib(where, self.memory_mib)
         _check_range(where, "cores", self.cores, 1, 8)
         _check_range(where, "cpu_ms_per_request", self.cpu_ms_per_request, 0, 10_000)

@@ -766,7 +766,32 @@ def test_an_own_system_of_a_partition_lies_beside_the_file(tmp_path: Path) -> No
             "memory: 1GiB",
             "partition edge2: memory_mib: the edge server has 1024 MiB, and with this one partitions have 1152 MiB",
         ),
-        ("memory: 256MiB", "memory: 32MiB", "partition edge2: memory_mib must be in [64, 65536], got 32"),
+        (
+            "memory: 256MiB",
+            "memory: 1MiB",
+            "topology.nodes.edge2.memory: got '1MiB', allowed at least 64MiB and at most 64GiB",
+        ),
+        ("memory: 256MiB", "memory_mib: 1", "partition edge2: memory_mib must be in [64, 65536], got 1"),
+        (
+            "memory: 1GiB",
+            "memory: 8MiB",
+            "topology.edge.memory: got '8MiB', allowed at least 64MiB and at most 1024GiB",
+        ),
+        (
+            "knob: partition_state, value: suspended",
+            "knob: attack, value: true",
+            "events[1].value: got True, allowed one of none, cpu, memory, network",
+        ),
+        (
+            "knob: partition_state, value: suspended",
+            "knob: attack, value: [cpu]",
+            "events[1].value: got a list, allowed one of none, cpu, memory, network",
+        ),
+        (
+            "knob: partition_state, value: suspended",
+            "knob: cpu_millicores, value: true",
+            "events[1].value: got True, allowed number in [10, 1e+06]",
+        ),
         (
             "critical: true, ",
             "critical: true, isolated: false, ",

@@ -66,7 +66,8 @@ def collect(
 ) -> list[Removed]:
     """Remove what dead runs left; with ``run_id``, of that run only, which is stopped first when it is alive.
 
-    Returns what was there and is gone (with ``dry_run``: what would go) and what had to be kept. Things that
+    Returns what was there and is gone (with ``dry_run``: what would go) and what had to be kept; what the owner of
+    a live run removes itself when it is stopped counts too. Things that
     the journals list but that do not exist are struck from them silently. CollectError when ``run_id`` has no
     journal or its owner does not end within ``stop_timeout_s`` of SIGTERM and then SIGKILL.
     """
@@ -75,8 +76,7 @@ def collect(
         if run_id is not None:
             raise CollectError(f"no run {run_id}: there is no journal folder {folder}")
         return []
-    if run_id is not None:
-        _stop(folder, run_id, dry_run, stop_timeout_s)
+    stopped = None if run_id is None else _stop(folder, run_id, dry_run, stop_timeout_s)
     found: list[Removed] = []
     with _locked(folder):
         if run_id is None and not dry_run:
@@ -93,11 +93,18 @@ def collect(
             if run_id is None and record.alive:
                 continue
             found += _preview(record) if dry_run else _remove(record)
+    if stopped is not None:
+        told = {(one.kind, one.id) for one in found}
+        gone = [one for one in stopped if (one.kind, one.id) not in told]
+        found += [Removed(one.kind, one.id, one.run_id, detail="gone when its owner was stopped") for one in gone]
     return found
 
 
-def _stop(folder: Path, run_id: str, dry_run: bool, timeout_s: float) -> None:
-    """Ask the owner of a live run to end, outside the lock: it may want to clean up by itself."""
+def _stop(folder: Path, run_id: str, dry_run: bool, timeout_s: float) -> list[Removed] | None:
+    """Ask the owner of a live run to end, outside the lock: it may want to clean up by itself.
+
+    Returns what was there before; None when nobody was stopped.
+    """
     path = folder / f"{run_id}{SUFFIX}"
     if not path.exists():
         known = ", ".join(sorted(one.stem for one in folder.glob(f"*{SUFFIX}"))) or "none"
@@ -105,13 +112,14 @@ def _stop(folder: Path, run_id: str, dry_run: bool, timeout_s: float) -> None:
     try:
         record = read(path)
     except JournalError:
-        return
+        return None
     # A program that destroys its own run goes on living.
     if dry_run or not record.alive or record.pid == os.getpid():
-        return
+        return None
+    there = _preview(record)
     for number in (signal.SIGTERM, signal.SIGKILL):
         if _signal(record.pid, record.start_ticks, number, timeout_s):
-            return
+            return there
     raise CollectError(f"run {run_id}: its owner, process {record.pid}, survived SIGTERM and SIGKILL")
 
 

@@ -40,7 +40,7 @@ def partition_host() -> None:
 def guest_image(partition_host: None) -> Path:  # noqa: ARG001
     """Folder of the guest image, built when it is not there."""
     folder = image_folder()
-    command = [sys.executable, ROOT / "qemu-images" / "build.py", "--out", folder]
+    command = [sys.executable, str(ROOT / "qemu-images" / "build.py"), "--out", str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -80,15 +80,16 @@ class Daemon:
         """SIGKILL."""
         assert self.process is not None
         self.process.kill()
-        self._reap()
+        self.reap()
 
     def terminate(self) -> None:
         """SIGTERM; waits for the end."""
         assert self.process is not None
         self.process.terminate()
-        self._reap()
+        self.reap()
 
-    def _reap(self) -> None:
+    def reap(self) -> None:
+        """Wait for its end."""
         assert self.process is not None
         _, complaints = self.process.communicate(timeout=20)
         self.process = None

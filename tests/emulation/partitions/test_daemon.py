@@ -112,7 +112,7 @@ def test_long_lines_are_refused_and_skipped(make_daemon: Make) -> None:
 def malformed(rng: random.Random) -> bytes:
     """A message that no client sends: damaged JSON, wrong types, random bytes."""
     kind = rng.randrange(6)
-    values = [None, True, -1, 0, 2**70, 1e308, "", "x" * 300, [], {}, [[1]], "../../etc", "\u0000", 0.5]
+    values: list[Any] = [None, True, -1, 0, 2**70, 1e308, "", "x" * 300, [], {}, [[1]], "../../etc", "\u0000", 0.5]
     if kind == 0:
         return bytes(rng.choices(range(256), k=rng.randrange(200)))
     args = {name: rng.choice(values) for name in rng.sample(["id", "cores", "memsize", "kernel", "load", "zz"], 3)}
@@ -291,6 +291,22 @@ def test_restart_keeps_partitions_and_gc_removes_them(make_daemon: Make) -> None
     daemon.start()  # anew
     with daemon.client() as client:
         assert client.call("list") == {"partitions": []}
+
+
+def test_what_a_living_daemon_removes_itself_is_told(make_daemon: Make) -> None:
+    daemon = make_daemon()
+    run_id, journal = f"vmand-{daemon.name}", daemon.state / "journal"
+    command = [str(Path(sys.executable).with_name("twin")), "destroy", run_id, "--format", "json"]
+    (would,) = [one for one in collect(run_id=run_id, folder=journal, dry_run=True) if one.kind == "netns"]
+    assert (would.id, would.outcome) == (daemon.netns, "would remove")
+    done = subprocess.run(command, env=daemon.environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    daemon.reap()
+    rows = {(one["kind"], one["id"]): one for one in json.loads(done.stdout)["removed"]}
+    row = rows["netns", daemon.netns]
+    assert (row["outcome"], row["detail"]) == ("removed", "gone when its owner was stopped")
+    assert not Path("/run/netns", daemon.netns).exists()
+    assert not list(journal.glob("*.jsonl"))
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"version": 9}', '{"version": 1, "next_id": 1, "partitions": [{}]}'])

@@ -69,7 +69,6 @@ class Guests:
             name: [round(task.work_s * 1e6) for task in node.tasks] for name, node in self.partitions.items()
         }
         self._vcpus: dict[str, tuple[int | None, tuple[int, ...]]] = {}
-        self._notes: dict[str, str | None] = dict.fromkeys(self.partitions)
         self._stale: set[str] = set()
 
     # --- life ----------------------------------------------------------------------------------------
@@ -240,10 +239,9 @@ class Guests:
     def faults(self) -> Iterator[tuple[str, str]]:
         """What befell partitions since the last call that nobody asked for: a guest ended, a reservation was taken."""
         for name in self.partitions:
-            note = self.managed(name).note
-            before, self._notes[name] = self._notes[name], note
-            if note is not None and note != before:
-                yield name, f"partition {name}: {note}"
+            mishaps = self.managed(name).mishaps
+            while mishaps:
+                yield name, f"partition {name}: {mishaps.popleft()}"
 
     def is_deployed(self, name: str) -> bool:
         """Whether a guest is there, running or suspended."""

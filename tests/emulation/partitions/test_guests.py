@@ -302,6 +302,9 @@ class TestKernelsThatDoNotBoot:
             ("dtb", b"/dts-v1/;", "EINVAL", "dtb must be a device tree blob"),
             ("rootfs", b"files", "EINVAL", "rootfs must be a cpio archive"),
             ("kernel", None, "ENOENT", "no such file"),
+            ("kernel", "folder", "EINVAL", "kernel must be a file, got "),
+            ("rootfs", "folder", "EINVAL", ", a folder"),
+            ("dtb", "folder", "EINVAL", "dtb must be a file, got "),
         ],
     )
     def test_wrong_files(
@@ -310,12 +313,14 @@ class TestKernelsThatDoNotBoot:
         partition: Callable[..., int],
         tmp_path: Path,
         field: str,
-        content: bytes | None,
+        content: bytes | str | None,
         kind: str,
         says: str,
     ) -> None:
         path = tmp_path / "file"
-        if content is not None:
+        if content == "folder":
+            path.mkdir()
+        elif isinstance(content, bytes):
             path.write_bytes(content)
         one = partition()
         with daemon.client() as client:

@@ -16,8 +16,11 @@ from pathlib import Path
 import pytest
 
 from tests.partition_network import load, network, walk
+from topologies.model import Partition
 from twin.backend import BackendError
+from twin.emulation.guests import Guests
 from twin.emulation.partitions.client import Client, socket_path
+from twin.emulation.partitions.partition import Partition as Managed
 from twin.emulation.session import EmulationBackend
 from twin.journal import default_folder
 
@@ -141,7 +144,10 @@ def test_a_guest_that_does_not_boot_leaves_nothing(tmp_path: Path, monkeypatch: 
     kernel.write_bytes(bytes(56) + b"ARM\x64" + bytes(4096))
     monkeypatch.setattr("twin.emulation.guests._BOOT_LIMIT_S", 1.0)
     topology = network()
-    broken = tuple(replace(node, kernel=str(kernel)) if node.name == "vision" else node for node in topology.nodes)
+    broken = tuple(
+        replace(node, kernel=str(kernel)) if isinstance(node, Partition) and node.name == "vision" else node
+        for node in topology.nodes
+    )
     run_id = f"guests-{uuid.uuid4().hex[:8]}"
     backend = EmulationBackend(run_id=run_id, folder=tmp_path)
     with pytest.raises(BackendError, match=r"^partition vision: partition \d did not boot: not within 1 s; .*console"):
@@ -149,3 +155,19 @@ def test_a_guest_that_does_not_boot_leaves_nothing(tmp_path: Path, monkeypatch: 
     assert guests_of(run_id) == []
     assert not (Path("/run/netns") / run_id).exists()
     assert not (default_folder() / f"{run_id}.jsonl").exists()
+
+
+def test_the_same_mishap_twice_is_told_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    managed = Managed(
+        id=3, name="plain", cores=1, cpus=[0], memory_mib=64, critical=False, address="10.0.0.2/24", gateway=None,
+        bridge=None, tap="t", mac="02:00:00:00:00:01",
+    )  # fmt: skip
+    guests = Guests.__new__(Guests)
+    guests.partitions = {"plain": Partition(name="plain")}
+    monkeypatch.setattr(guests, "managed", {"plain": managed}.__getitem__)
+    managed.befell("QEMU ended")
+    managed.note = None  # deployed again, and ended again, before anybody looked
+    managed.befell("QEMU ended")
+    assert list(guests.faults()) == [("plain", "partition plain: QEMU ended")] * 2
+    managed.note = "said, and nothing that befell it"
+    assert list(guests.faults()) == []

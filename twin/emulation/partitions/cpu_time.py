@@ -130,7 +130,7 @@ class CpuTime:
             isolation.release(int(task.name))
         other.dl_runtime_us = other.dl_period_us = None
         other.isolation = f"at most {1000 * other.cores} millicores"
-        other.note = f"its reservation went to critical partition {partition.id}"
+        other.befell(f"its reservation went to critical partition {partition.id}")
 
     def _take_cpus(self, partition: Partition, machine: Machine) -> None:
         taken = {cpu for one in self._partitions.values() for cpu in one.pinned}

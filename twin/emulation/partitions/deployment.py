@@ -79,8 +79,14 @@ def _file(name: str | None, what: str) -> Path | None:
     if name is None:
         return None
     path = Path(name).absolute()
-    if not path.is_file():
+    if not path.exists():
         raise RequestError("ENOENT", f"{what} {path}: no such file")
+    if not path.is_file():
+        raise RequestError(
+            "EINVAL", f"{what} must be a file, got {path}, {'a folder' if path.is_dir() else 'a device'}"
+        )
+    if not os.access(path, os.R_OK):
+        raise RequestError("EACCES", f"{what} {path}: cannot be read: permission denied")
     return path
 
 

@@ -61,7 +61,7 @@ class Machines:
                 return True
             if machine is not None:
                 await machine.kill()
-            partition.note = "ended while no vmand was running"
+            partition.befell("ended while no vmand was running")
         if partition.group is not None:
             for pid in partition.group.pids():  # started, and not written down before the daemon died
                 with suppress(ProcessLookupError):
@@ -142,6 +142,6 @@ class Machines:
                 machine.last_console = await machine.console_tail()
                 await machine.kill()
                 self.forget(partition)
-                partition.note = reason
+                partition.befell(reason)
                 self._registry.save()
             return machine.last_console

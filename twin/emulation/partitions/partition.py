@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from twin.emulation.partitions.protocol import RequestError
 from twin.emulation.partitions.streaming import Clock
 
 READY, DEPLOYED, SUSPENDED = "READY", "DEPLOYED", "SUSPENDED"
-TRANSIENT = {"machine", "group", "lock", "clock", "stopped_ns", "flood"}
+TRANSIENT = {"machine", "group", "lock", "clock", "stopped_ns", "flood", "mishaps"}
 """Fields of a partition that end with the daemon."""
+_MOST_MISHAPS = 100  # vmand has nobody that reads them
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,13 @@ class Partition:
     """Of the guest, since its stream server needs it."""
     stopped_ns: int | None = None
     flood: Flood | None = None
+    mishaps: deque[str] = field(default_factory=lambda: deque(maxlen=_MOST_MISHAPS))
+    """What befell it that nobody asked for, oldest first; whoever reads takes them out."""
+
+    def befell(self, text: str) -> None:
+        """Note something that nobody asked for."""
+        self.note = text
+        self.mishaps.append(text)
 
     @property
     def reservation(self) -> Reservation | None:

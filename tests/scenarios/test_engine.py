@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -141,7 +141,7 @@ def spec(cls: str, name: str = "c", **changes: Any) -> ControllerSpec:
 
 
 @pytest.fixture
-def execute(tmp_path: Path) -> Callable[..., tuple[RunResult, KpiReader]]:
+def execute(tmp_path: Path) -> Iterator[Callable[..., tuple[RunResult, KpiReader]]]:
     readers: list[KpiReader] = []
 
     def execute(
@@ -152,7 +152,7 @@ def execute(tmp_path: Path) -> Callable[..., tuple[RunResult, KpiReader]]:
         readers.append(KpiReader(result.path))
         return result, readers[-1]
 
-    yield execute  # type: ignore[misc]
+    yield execute
     for reader in readers:
         reader.close()
 

@@ -19,16 +19,10 @@ from agents.checkpoint import sole_writer
 from agents.phaul import CHECKPOINT, read_policy
 from scenarios.cli import main
 from scenarios.exit_codes import ExitCode
+from tests.command import twin
 from topologies.iab import generate, write_network
 
 SMALL = ("--episode-steps", "40", "--seed", "1")
-
-
-def twin(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of one command."""
-    code = main(list(arguments))
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ import pytest
 from rich.console import Console
 
 from scenarios.assertions import AssertionResult
-from scenarios.cli import main
 from scenarios.engine import RunResult
 from scenarios.execution import Finished, execute, worst_exit_code
 from scenarios.exit_codes import ExitCode
+from tests.command import twin
 from tests.scenarios.scenario_text import SMALL
 from twin.kpis import KPIS
 
@@ -27,13 +27,6 @@ def small(tmp_path: Path) -> str:
     path = tmp_path / "small.twin.yml"
     path.write_text(SMALL, encoding="utf-8")
     return str(path)
-
-
-def twin(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of one command."""
-    code = main(list(arguments))
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def run_small(capsys: pytest.CaptureFixture[str], small: str, runs: Path, *more: str) -> dict:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from scenarios.cli import main
 from scenarios.exit_codes import ExitCode
+from tests.command import run_in_flow
 from twin.store import KpiReader
 
 Twin = Callable[..., tuple[int, dict, str]]
@@ -19,12 +19,7 @@ Twin = Callable[..., tuple[int, dict, str]]
 def twin(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Twin:
     """Runs a scenario; exit code, the object that was printed, standard error."""
 
-    def twin(*arguments: str) -> tuple[int, dict, str]:
-        code = main(["run", *arguments, "--fidelity", "flow", "--out", str(tmp_path / "runs"), "--format", "json"])
-        captured = capsys.readouterr()
-        return code, json.loads(captured.out) if captured.out else {}, captured.err
-
-    return twin
+    return functools.partial(run_in_flow, capsys, tmp_path / "runs")
 
 
 @pytest.mark.parametrize(

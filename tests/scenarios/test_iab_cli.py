@@ -7,19 +7,17 @@ from typing import Any
 import pytest
 
 from controllers.iab.registry import SOLVERS, solver_names
-from scenarios.cli import main
 from scenarios.exit_codes import ExitCode
 from scenarios.iab_cli import CONTROLLERS, Heuristic, Load
+from tests import command
 from topologies.iab import HEURISTICS, LOADS_BPS
 
 KEYS = ["allocation", "rates_bps", "efficiency", "fairness", "decision_time_s", "steps"]
 
 
 def twin(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of one command."""
-    code = main(["iab", *arguments])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+    """Exit code, stdout and stderr of ``twin iab``."""
+    return command.twin(capsys, "iab", *arguments)
 
 
 @pytest.fixture

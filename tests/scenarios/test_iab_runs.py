@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from scenarios.cli import main
 from scenarios.exit_codes import ExitCode
+from tests.command import run_in_flow
 from topologies.backhaul import scaled
 from topologies.iab import generate, write_network
 from twin.store import KpiReader
@@ -22,12 +24,7 @@ Twin = Callable[..., tuple[int, dict, str]]
 def twin(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Twin:
     """Runs a scenario; exit code, the object that was printed, standard error."""
 
-    def twin(*arguments: str) -> tuple[int, dict, str]:
-        code = main(["run", *arguments, "--fidelity", "flow", "--out", str(tmp_path / "runs"), "--format", "json"])
-        captured = capsys.readouterr()
-        return code, json.loads(captured.out) if captured.out else {}, captured.err
-
-    return twin
+    return functools.partial(run_in_flow, capsys, tmp_path / "runs")
 
 
 @pytest.mark.parametrize("name", ["iab20", "iab40"])

@@ -11,13 +11,12 @@ import pytest
 
 from scenarios.cli import main
 from scenarios.exit_codes import ExitCode
+from tests import command
 
 
 def twin(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of one command."""
-    code = main(["slice-model", *arguments])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+    """Exit code, stdout and stderr of ``twin slice-model``."""
+    return command.twin(capsys, "slice-model", *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from controllers.microopt.registry import SOLVERS
-from scenarios.cli import main
 from scenarios.exit_codes import ExitCode
 from scenarios.slice_opt_cli import Solver
+from tests import command
 from tests.controllers.microopt.models import saved
 
 
@@ -23,9 +23,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def twin(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    code = main(["slice-opt", *arguments])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+    """Exit code, stdout and stderr of ``twin slice-opt``."""
+    return command.twin(capsys, "slice-opt", *arguments)
 
 
 def test_every_solver_has_a_name() -> None:

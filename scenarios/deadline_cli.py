@@ -246,14 +246,13 @@ def _drawing(wizard: PeriodWizard, tid: int, settings: PeriodSettings, height: i
     """A(f) of a thread's wake-ups as text."""
     import numpy as np
 
-    from twin.deadline.periodicity import grid, spectrum
+    from twin.deadline.periodicity import whole_spectrum
 
     times_s = np.array(wizard.times_s(tid)[-settings.samples[-1] :])
     if len(times_s) < settings.samples[0] or times_s[-1] - times_s[0] <= 2 * settings.min_period_s:
         return f"S(f)/N of thread {tid}: {len(times_s)} wake-ups so far"
     width = max(20, min(120, shutil.get_terminal_size().columns - 6))
-    frequencies = grid(times_s, settings)
-    heights = spectrum(times_s, frequencies)
+    frequencies, heights = whole_spectrum(times_s, settings)
     columns = np.array([part.max() for part in np.array_split(heights, width)])
     rows = [f"S(f)/N of thread {tid}, N = {len(times_s)}"]
     for level in range(height, 0, -1):

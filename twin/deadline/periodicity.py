@@ -131,14 +131,15 @@ def threshold(samples: int, trials: float, false_rate: float) -> float:
     return min(rayleigh, max(ball, 0.9))
 
 
-def grid(times_s: Floats, settings: PeriodSettings) -> Floats:
-    """The frequencies (Hz) to look at for these wake-ups: fine enough that no peak is missed."""
+def whole_spectrum(times_s: Floats, settings: PeriodSettings) -> tuple[Floats, Floats]:
+    """The frequencies (Hz) to look at for these wake-ups, fine enough that no peak is missed, and A(f) there."""
     length_s = float(times_s[-1] - times_s[0])
     low_hz = max(1 / settings.max_period_s, _MIN_TURNS / length_s)
     high_hz = 1 / settings.min_period_s
     step_hz = 1 / (_OVERSAMPLING * length_s)
     # A margin of two points on each side, so that a period at the limit is a local maximum inside.
-    return np.arange(low_hz - 2 * step_hz, high_hz + 2 * step_hz, step_hz)
+    frequencies = np.arange(low_hz - 2 * step_hz, high_hz + 2 * step_hz, step_hz)
+    return frequencies, even_spectrum(times_s, float(frequencies[0]), step_hz, len(frequencies))
 
 
 def merged(times_s: Floats, gap_s: float) -> Floats:
@@ -205,9 +206,8 @@ def _judge_points(points: Floats, settings: PeriodSettings, last: bool) -> tuple
     length_s = float(points[-1] - points[0])
     if length_s <= _MIN_TURNS * settings.min_period_s:
         return None, ()
-    frequencies = grid(points, settings)
+    frequencies, heights = whole_spectrum(points, settings)
     step_hz = 1 / (_OVERSAMPLING * length_s)
-    heights = even_spectrum(points, float(frequencies[0]), step_hz, len(frequencies))
     trials = (frequencies[-1] - frequencies[0]) * length_s
     limit = max(threshold(len(points), trials, settings.false_rate), settings.relative_height * heights.max())
     inner = heights[1:-1]

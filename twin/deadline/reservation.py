@@ -7,6 +7,7 @@ Compositional Real-Time Guarantees", RTSS 2003, eq. 1, of which the constant ban
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 # Of rounding in floating point, never of time on a host.
@@ -37,6 +38,13 @@ class Reservation:
     def delta_s(self) -> float:
         """Worst-case service delay 2 (P − Q) in seconds (NANCY D3.4 §4.1)."""
         return 2 * (self.period_s - self.budget_s)
+
+    def kpis(self) -> Iterator[tuple[str, float]]:
+        """Names and values of the KPIs of a reservation in force."""
+        yield "dl_budget_s", self.budget_s
+        yield "dl_period_s", self.period_s
+        yield "dl_alpha_ratio", self.alpha
+        yield "dl_delta_s", self.delta_s
 
     def supply_s(self, interval_s: float) -> float:
         """CPU seconds supplied in any interval of this length, at least (supply bound function).

@@ -180,10 +180,7 @@ class Reservations:
         if held is None or not held.runtime_ns:
             return
         reservation = Reservation(held.runtime_ns / 1e9, held.period_ns / 1e9)
-        yield "dl_budget_s", reservation.budget_s
-        yield "dl_period_s", reservation.period_s
-        yield "dl_alpha_ratio", reservation.alpha
-        yield "dl_delta_s", reservation.delta_s
+        yield from reservation.kpis()
         if shares:
             yield "dl_used_s", sum(shares) / len(shares) * reservation.period_s
 

@@ -312,12 +312,7 @@ class Guests:
         if guest.wakeups.period_s is not None:
             yield Kpi(time_s, guest.entity, "wakeup_period_s", guest.wakeups.period_s)
         if guest.held is not None:
-            for name, value in (
-                ("dl_budget_s", guest.held.budget_s),
-                ("dl_period_s", guest.held.period_s),
-                ("dl_alpha_ratio", guest.held.alpha),
-                ("dl_delta_s", guest.held.delta_s),
-            ):
+            for name, value in guest.held.kpis():
                 yield Kpi(time_s, guest.entity, name, value)
 
     def used_of_reservation(self, name: str, used_s: float, span_s: float) -> float | None:

@@ -121,11 +121,8 @@ def _values(task: _Task, found: Served, span_s: float) -> Iterator[tuple[str, fl
         yield "wakeup_period_s", task.wakeups.period_s
     held = task.reservation
     if held is not None:
-        yield "dl_budget_s", held.budget_s
-        yield "dl_period_s", held.period_s
+        yield from held.kpis()
         yield "dl_used_s", found.used_s * held.period_s / span_s
-        yield "dl_alpha_ratio", held.alpha
-        yield "dl_delta_s", held.delta_s
 
 
 def response_values(responses_s: Sequence[float], task_period_s: float) -> Iterator[tuple[str, float]]:
